@@ -1,0 +1,110 @@
+"""batch(seed, step, rank, world): the order of the data as a pure function. No torch.
+
+Shape legend: B windows, T tokens of a window.
+
+Every epoch lays windows over every piece so that each token is seen about once, shuffles them, and hands them out in
+that order. Which window comes at which step depends on the seed and the step alone; ranks share it out. So a run goes
+on after any step, with any number of processes, by knowing one number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pulse88.config import TrainConfig
+from pulse88.vocabulary import BLOCKS, EVENT_TOKENS, PAD, Slot
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCorpus:
+    """All pieces of one split behind each other, each with its BOS and EOS."""
+
+    tokens: NDArray[np.uint8]  # [all tokens]
+    lengths: NDArray[np.int64]  # [pieces] tokens of a piece
+    names: tuple[str, ...]  # [pieces] source/file
+
+    def __post_init__(self) -> None:
+        if int(self.lengths.sum()) != len(self.tokens) or len(self.names) != len(self.lengths):
+            raise ValueError(
+                f"{len(self.tokens)} tokens, lengths for {int(self.lengths.sum())}, {len(self.names)} names: not a corpus"
+            )
+        if not len(self.lengths):
+            raise ValueError("the corpus has no pieces")
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """[pieces] index of each piece's first token."""
+        return np.cumsum(self.lengths) - self.lengths
+
+
+class Batches:
+    """Training batches of a corpus under a configuration."""
+
+    def __init__(self, corpus: TokenCorpus, config: TrainConfig) -> None:
+        self.corpus, self.config = corpus, config
+        self._windows_of_piece = -(-corpus.lengths // config.window)
+        self._starts = corpus.starts
+        self.windows_per_epoch = int(self._windows_of_piece.sum())
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+        """[B / world, T + 1] ids of this process at this step, short pieces padded with PAD at their end.
+
+        ValueError if the processes can't share the batch evenly.
+        """
+        size = self.config.batch_windows
+        if size % world:
+            raise ValueError(f"a batch of {size} windows can't be shared by {world} processes")
+        first = step * size + rank * (size // world)
+        return np.stack([self.window(number) for number in range(first, first + size // world)])
+
+    def window(self, number: int) -> NDArray[np.int64]:
+        """[T + 1] ids of the window with this number, counted over all epochs."""
+        pieces, offsets = self._epoch(number // self.windows_per_epoch)
+        index = number % self.windows_per_epoch
+        piece, offset = int(pieces[index]), int(offsets[index])
+        begin = int(self._starts[piece]) + offset
+        end = int(self._starts[piece] + self.corpus.lengths[piece])
+        ids = self.corpus.tokens[begin : min(begin + self.config.window + 1, end)].astype(np.int64)
+        random = np.random.default_rng((self.config.seed, 1, number))
+        ids = transposed(ids, random, self.config.transpose_down, self.config.transpose_up)
+        return np.pad(ids, (0, self.config.window + 1 - len(ids)), constant_values=PAD)
+
+    def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Piece and token offset of every window of an epoch, shuffled.
+
+        A piece of n windows gets one start, at random, in each of n equal stretches; at every second chance the
+        first window begins at BOS and the last one ends with EOS, so that the model knows both.
+        """
+        random = np.random.default_rng((self.config.seed, 0, epoch))
+        piece = np.repeat(np.arange(len(self.corpus.lengths)), self._windows_of_piece)
+        count = self._windows_of_piece[piece]
+        rank_in_piece = np.arange(len(piece)) - np.repeat(
+            np.cumsum(self._windows_of_piece) - self._windows_of_piece, self._windows_of_piece
+        )
+        latest = np.maximum(self.corpus.lengths[piece] - (self.config.window + 1), 0)
+        chance = random.random((2, len(piece)))
+        offset = ((rank_in_piece + chance[0]) / count * latest).astype(np.int64)
+        # Token 0 is BOS, events follow: a start between them moves down to its event's first token.
+        offset = np.where(offset > 0, (offset - 1) // EVENT_TOKENS * EVENT_TOKENS + 1, 0)
+        snap = chance[1] < 0.5
+        offset = np.where(snap & (rank_in_piece == 0), 0, offset)
+        to_end = -(-(latest - 1) // EVENT_TOKENS) * EVENT_TOKENS + 1
+        offset = np.where(snap & (rank_in_piece == count - 1) & (count > 1), to_end, offset)
+        order = random.permutation(len(piece))
+        return piece[order], offset[order]
+
+
+def transposed(ids: NDArray[np.int64], random: np.random.Generator, down: int, up: int) -> NDArray[np.int64]:
+    """The ids moved by a random number of semitones between -down and +up, never off the keyboard."""
+    block = BLOCKS[Slot.PITCH]
+    is_pitch = (ids >= block.start) & (ids < block.stop)
+    if not (down or up) or not is_pitch.any():
+        return ids
+    low = max(-down, block.start - int(ids[is_pitch].min()))
+    high = min(up, block.stop - 1 - int(ids[is_pitch].max()))
+    return np.where(is_pitch, ids + random.integers(low, high + 1), ids)

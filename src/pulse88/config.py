@@ -1,0 +1,231 @@
+"""Configurations: frozen, a sentence with its unit on every field, presets by name, refusal instead of clamping."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+LAYER_KINDS = ("gdn", "gqa")
+
+
+def setting(default: Any, sentence: str) -> Any:
+    """A field whose sentence is also the help of the command line."""
+    return field(default=default, metadata={"help": sentence})
+
+
+def help_of(config: type, name: str) -> str:
+    """The sentence of a configuration's field."""
+    return next(str(f.metadata["help"]) for f in fields(config) if f.name == name)
+
+
+def _require(ok: bool, problem: str) -> None:
+    if not ok:
+        raise ValueError(problem)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. The defaults are Pulse88-40M Variant E: 40,784,528 parameters."""
+
+    vocab_size: int = setting(171, "Number of token ids.")
+    d_model: int = setting(640, "Width of the residual stream.")
+    layer_types: tuple[tuple[str, ...], ...] = setting(
+        tuple(("gdn", "gdn", "gqa") if n in (2, 4, 6, 8, 10, 12, 13) else ("gdn", "gdn") for n in range(1, 14)),
+        "The mixers of each layer in their order: gdn (Gated DeltaNet) or gqa (grouped-query attention).",
+    )
+    max_positions: int = setting(2048, "Tokens of context: rows of the learned position table.")
+    gdn_inner_dim: int = setting(320, "Width inside a GDN block, between its in and out projections.")
+    gdn_num_heads: int = setting(4, "Heads of a GDN block.")
+    gdn_key_dim: int = setting(80, "Query and key width of one GDN head.")
+    gdn_value_dim: int = setting(160, "Value width of one GDN head.")
+    conv_size: int = setting(4, "Tokens that a GDN block's short convolution sees, the current one included.")
+    gqa_num_heads: int = setting(8, "Query heads of an attention block.")
+    gqa_kv_heads: int = setting(2, "Key and value heads of an attention block, each shared by several query heads.")
+    rope_base: float = setting(10000.0, "Base of the rotary position angles in attention.")
+    norm_eps: float = setting(1e-5, "Added to variances in LayerNorm and RMSNorm.")
+    tie_embeddings: bool = setting(True, "Use the token table as the output head.")
+    output_logit_scale: float = setting(640**-0.5, "Factor on the logits.")
+    embedding_init_std: float = setting(0.02, "Standard deviation of the tables at initialisation.")
+    dropout: float = setting(0.1, "Share dropped after the embedding, every GDN block and attention's projection.")
+    attention_dropout: float = setting(0.1, "Share of attention weights dropped.")
+
+    def __post_init__(self) -> None:
+        _require(bool(self.layer_types), "layer_types is empty")
+        for number, kinds in enumerate(self.layer_types, 1):
+            _require(bool(kinds), f"layer {number} has no mixer")
+            unknown = set(kinds) - set(LAYER_KINDS)
+            _require(not unknown, f"layer {number}: unknown mixer {sorted(unknown)}, known are {LAYER_KINDS}")
+        for name in ("vocab_size", "d_model", "max_positions", "gdn_inner_dim", "gdn_num_heads", "gdn_key_dim"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        _require(self.gdn_value_dim > 0, f"gdn_value_dim must be positive, not {self.gdn_value_dim}")
+        _require(self.conv_size >= 1, f"conv_size must be at least 1, not {self.conv_size}")
+        _require(self.d_model % self.gqa_num_heads == 0, "d_model must be a multiple of gqa_num_heads")
+        _require(self.gqa_head_dim % 2 == 0, "an attention head's width, d_model / gqa_num_heads, must be even")
+        _require(self.gqa_num_heads % self.gqa_kv_heads == 0, "gqa_num_heads must be a multiple of gqa_kv_heads")
+        for name in ("dropout", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layer_types)
+
+    @property
+    def gqa_head_dim(self) -> int:
+        return self.d_model // self.gqa_num_heads
+
+    @property
+    def gdn_key_width(self) -> int:
+        """Query or key values of one GDN block and token, all heads."""
+        return self.gdn_num_heads * self.gdn_key_dim
+
+    @property
+    def gdn_value_width(self) -> int:
+        """Values of one GDN block and token, all heads."""
+        return self.gdn_num_heads * self.gdn_value_dim
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next id is picked among the legal ones. ValueError for values that mean nothing."""
+
+    temperature: float = setting(1.0, "Divides the logits: below 1 is safer, above 1 wilder, 0 takes the likeliest.")
+    top_p: float = setting(0.97, "Keep the likeliest ids that together hold this share of the probability.")
+    top_k: int = setting(0, "Keep at most this many ids; 0 keeps all.")
+    min_p: float = setting(0.0, "Drop ids less likely than this share of the likeliest one.")
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.temperature <= 100, f"temperature must be in [0, 100], not {self.temperature}")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
+        _require(self.top_k >= 0, f"top_k must be 0 or more, not {self.top_k}")
+        _require(0 <= self.min_p < 1, f"min_p must be in [0, 1), not {self.min_p}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. The defaults are the published recipe; presets are below."""
+
+    model: str = setting("pulse88-40m", "Preset of the model.")
+    dropout: float = setting(0.1, "Share dropped, in the model and in its attention weights.")
+    embedding_init_std: float = setting(0.02, "Standard deviation of the tables at initialisation.")
+    seed: int = setting(0, "Random seed of the weights, of the order of the data and of its augmentation.")
+    window: int = setting(2048, "Tokens of a training window.")
+    batch_windows: int = setting(32, "Windows of one optimizer step, over all processes and micro-batches.")
+    micro_windows: int = setting(2, "Windows that one process computes at once.")
+    steps: int = setting(54_000, "Optimizer steps of the whole run.")
+    context_tokens: int = setting(512, "Tokens at a window's beginning that are context only: no loss on them.")
+    label_smoothing: float = setting(0.1, "Share of the target spread over the whole vocabulary.")
+    optimizer: str = setting("adamw", "adamw, or muon for matrices with adamw for everything else.")
+    learning_rate: float = setting(2e-4, "Peak learning rate of AdamW.")
+    muon_learning_rate: float = setting(0.0, "Peak learning rate of Muon, at AdamW's scale (arXiv 2502.16982).")
+    beta1: float = setting(0.9, "AdamW's decay of the mean gradient.")
+    beta2: float = setting(0.999, "AdamW's decay of the mean squared gradient.")
+    weight_decay: float = setting(0.01, "Decoupled weight decay.")
+    decay_all: bool = setting(True, "Decay every parameter but A_log and dt_bias, not only matrices.")
+    gradient_clip: float = setting(1.0, "Largest norm of the gradient.")
+    schedule: str = setting("cosine", "After the warm-up: cosine to the floor, or linear after a constant stretch.")
+    warmup_steps: int = setting(-1, "Steps of linear warm-up; -1 takes 10 % of all steps.")
+    constant_share: float = setting(0.0, "Share of the run, warm-up included, before the linear decay begins.")
+    floor: float = setting(0.1, "Learning rate at the end, as a share of the peak.")
+    transpose_down: int = setting(0, "Largest random transposition downwards, in semitones.")
+    transpose_up: int = setting(0, "Largest random transposition upwards, in semitones.")
+    precision: str = setting("fp16", "fp32, bf16 or fp16 (with loss scaling) for matrix products on a GPU.")
+    validate_every: int = setting(2700, "Steps between validations.")
+    checkpoint_every: int = setting(500, "Steps between checkpoints.")
+
+    def __post_init__(self) -> None:
+        _require(self.model in MODEL_PRESETS, f"model must be one of {sorted(MODEL_PRESETS)}, not {self.model!r}")
+        _require(self.optimizer in ("adamw", "muon"), f"optimizer must be adamw or muon, not {self.optimizer!r}")
+        _require(self.schedule in ("cosine", "linear"), f"schedule must be cosine or linear, not {self.schedule!r}")
+        _require(self.precision in ("fp32", "bf16", "fp16"), f"precision {self.precision!r} is not fp32, bf16 or fp16")
+        for name in ("window", "batch_windows", "micro_windows", "steps", "validate_every", "checkpoint_every"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        _require(0 <= self.context_tokens < self.window, "context_tokens must be shorter than the window")
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        _require(self.optimizer != "muon" or self.muon_learning_rate > 0, "muon needs a muon_learning_rate above 0")
+        _require(0 <= self.constant_share <= 1, f"constant_share must be in [0, 1], not {self.constant_share}")
+        _require(self.transpose_down >= 0 and self.transpose_up >= 0, "transpositions are given as 0 or more semitones")
+        _require(self.window <= self.model_config.max_positions, "the window is longer than the model's positions")
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model's configuration with this recipe's dropout and initial scale."""
+        return replace(
+            MODEL_PRESETS[self.model],
+            dropout=self.dropout,
+            attention_dropout=self.dropout,
+            embedding_init_std=self.embedding_init_std,
+        )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Share of the peak learning rate at a step, counted from 0."""
+        warmup = round(0.1 * self.steps) if self.warmup_steps < 0 else self.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        begin = max(warmup, round(self.constant_share * self.steps)) if self.schedule == "linear" else warmup
+        done = min(max((step - begin) / max(self.steps - begin, 1), 0.0), 1.0)
+        falling = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.floor + (1 - self.floor) * falling
+
+
+PULSE88_40M = ModelConfig()
+
+# Small enough for tests on a CPU, with every kind of part in it.
+TINY = ModelConfig(
+    d_model=32,
+    layer_types=(("gdn", "gdn"), ("gdn", "gdn", "gqa"), ("gdn", "gdn", "gqa")),
+    max_positions=256,
+    gdn_inner_dim=16,
+    gdn_num_heads=2,
+    gdn_key_dim=8,
+    gdn_value_dim=16,
+    gqa_num_heads=4,
+    gqa_kv_heads=2,
+    output_logit_scale=32**-0.5,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+
+MODEL_PRESETS = {"pulse88-40m": PULSE88_40M, "tiny": TINY}
+
+PUBLISHED_RECIPE = TrainConfig()
+
+# Ours: docs/log.md has the runs that chose it.
+RELEASE_RECIPE = TrainConfig(
+    dropout=0.0,
+    embedding_init_std=0.5,
+    batch_windows=64,
+    micro_windows=32,
+    steps=5_000,
+    context_tokens=0,
+    label_smoothing=0.0,
+    optimizer="muon",
+    learning_rate=1e-3,
+    muon_learning_rate=2e-3,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay_all=False,
+    schedule="linear",
+    warmup_steps=150,
+    constant_share=0.4,
+    floor=0.0,
+    transpose_down=5,
+    transpose_up=6,
+    precision="bf16",
+    validate_every=1000,
+)
+
+TINY_RECIPE = replace(
+    RELEASE_RECIPE,
+    model="tiny",
+    window=256,
+    batch_windows=4,
+    micro_windows=2,
+    steps=20,
+    warmup_steps=2,
+    validate_every=10,
+    checkpoint_every=10,
+    precision="fp32",
+)
+
+TRAIN_PRESETS = {"published": PUBLISHED_RECIPE, "release": RELEASE_RECIPE, "tiny": TINY_RECIPE}

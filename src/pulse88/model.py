@@ -1,0 +1,359 @@
+"""Pulse88 in torch: one definition for training, prefill and decoding. Read downwards.
+
+THE LAW, for every mixer, layer and the model: state in, state out. forward(x, state) equals forward of x's two halves
+with the state carried over, wherever the cut. Training is a prefill from the zero state whose result is thrown away.
+
+Shape legend: B batch, T tokens, D model width, I inner width of a GDN block, H heads, K key width, V value width,
+G key/value heads of attention, E width of an attention head, C convolved channels, W = conv_size - 1 kept tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pulse88.config import ModelConfig
+from pulse88.delta_rule import Kernel, gated_delta_rule, require_fla
+
+# ---------------------------------------------------------------- state
+
+
+@dataclass(frozen=True)
+class GDNState:
+    """What a GDN block remembers: the last inputs of its convolution, and its memory in float32."""
+
+    tail_BWC: Tensor
+    memory_BHKV: Tensor
+
+
+@dataclass(frozen=True)
+class GQAState:
+    """What an attention block remembers: rotated keys, and values, of every token so far."""
+
+    keys_BTGE: Tensor
+    values_BTGE: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """The whole model's memory after `position` tokens: an argument and a result, never an attribute."""
+
+    position: int
+    layers: tuple[tuple[GDNState | GQAState, ...], ...]
+
+    def fork(self, count: int) -> State:
+        """`count` copies along the batch, so that one prefill serves many takes; ValueError unless the batch is 1."""
+
+        def copies(mixer: GDNState | GQAState) -> GDNState | GQAState:
+            grown = {name: value.repeat_interleave(count, dim=0) for name, value in vars(mixer).items()}
+            return replace(mixer, **grown)
+
+        if any(value.shape[0] != 1 for layer in self.layers for mixer in layer for value in vars(mixer).values()):
+            raise ValueError("only the state of a single sequence can be forked")
+        return State(self.position, tuple(tuple(copies(mixer) for mixer in layer) for layer in self.layers))
+
+
+# ---------------------------------------------------------------- mixers
+
+
+class RMSNorm(nn.Module):
+    """Scales the last axis to a root mean square of 1, in float32, times a weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class GatedDeltaNet(nn.Module):
+    """The Gated DeltaNet layer of width I (arXiv 2412.06464, section 3.4). Parameters as published; computed fused."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, keys, values, heads = (
+            config.gdn_inner_dim,
+            config.gdn_key_width,
+            config.gdn_value_width,
+            config.gdn_num_heads,
+        )
+        self.config = config
+        self.kernel: Kernel = "chunked"
+        self.q_proj = nn.Linear(width, keys, bias=False)
+        self.k_proj = nn.Linear(width, keys, bias=False)
+        self.v_proj = nn.Linear(width, values, bias=False)
+        self.a_proj = nn.Linear(width, heads, bias=False)
+        self.b_proj = nn.Linear(width, heads, bias=False)
+        self.g_proj = nn.Linear(width, values, bias=False)
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.q_conv1d = nn.Conv1d(keys, keys, config.conv_size, groups=keys, bias=False)
+        self.k_conv1d = nn.Conv1d(keys, keys, config.conv_size, groups=keys, bias=False)
+        self.v_conv1d = nn.Conv1d(values, values, config.conv_size, groups=values, bias=False)
+        self.o_norm = RMSNorm(config.gdn_value_dim, config.norm_eps)
+        self.o_proj = nn.Linear(values, width, bias=False)
+
+    def forward(self, x_BTI: Tensor, state: GDNState) -> tuple[Tensor, GDNState]:
+        q_BTHK, k_BTHK, v_BTHV, gate_BTHV, g_BTH, beta_BTH, tail_BWC = self.inputs(x_BTI, state.tail_BWC)
+        out_BTHV, memory_BHKV = gated_delta_rule(
+            q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state.memory_BHKV, self.kernel
+        )
+        return self.output(out_BTHV, gate_BTHV), GDNState(tail_BWC, memory_BHKV)
+
+    def inputs(self, x_BTI: Tensor, tail_BWC: Tensor) -> tuple[Tensor, ...]:
+        """Everything the delta rule takes, the output gate, and the convolution's new tail."""
+        config = self.config
+        keys, values, heads = config.gdn_key_width, config.gdn_value_width, config.gdn_num_heads
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
+        fused = F.linear(x_BTI, torch.cat([p.weight for p in projections]))
+        qkv_BTC, gate_BTV, a_BTH, b_BTH = fused.split((2 * keys + values, values, heads, heads), dim=-1)
+        convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        mixed_BTC, tail_BWC = causal_conv(qkv_BTC, tail_BWC, torch.cat([c.weight[:, 0] for c in convs]))
+        q_BTK, k_BTK, v_BTV = F.silu(mixed_BTC).split((keys, keys, values), dim=-1)
+        dtype = qkv_BTC.dtype
+        q_BTHK = l2_normalise(q_BTK.unflatten(-1, (heads, -1))) * config.gdn_key_dim**-0.5
+        k_BTHK = l2_normalise(k_BTK.unflatten(-1, (heads, -1)))
+        v_BTHV = v_BTV.unflatten(-1, (heads, -1))
+        gate_BTHV = gate_BTV.unflatten(-1, (heads, -1))
+        wide = torch.promote_types(dtype, torch.float32)
+        g_BTH = -self.A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + self.dt_bias)
+        beta_BTH = b_BTH.to(wide).sigmoid()
+        return q_BTHK.to(dtype), k_BTHK.to(dtype), v_BTHV.to(dtype), gate_BTHV, g_BTH, beta_BTH, tail_BWC
+
+    def output(self, out_BTHV: Tensor, gate_BTHV: Tensor) -> Tensor:
+        """Normalised per head, gated, projected back to I."""
+        normed = self.o_norm(out_BTHV)
+        gated = normed * F.silu(gate_BTHV.to(normed.dtype))
+        return self.o_proj(gated.flatten(-2).to(out_BTHV.dtype))
+
+    def zero_state(self, batch: int, like: Tensor) -> GDNState:
+        config = self.config
+        channels = 2 * config.gdn_key_width + config.gdn_value_width
+        memory = (batch, config.gdn_num_heads, config.gdn_key_dim, config.gdn_value_dim)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return GDNState(like.new_zeros(batch, config.conv_size - 1, channels), like.new_zeros(memory, dtype=wide))
+
+
+def causal_conv(x_BTC: Tensor, tail_BWC: Tensor, weight_CX: Tensor) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution over T, `tail` being the W inputs before; the result, and the new tail.
+
+    Written as shifted products, because compilers fuse those with what comes before and after.
+    """
+    padded = torch.cat((tail_BWC.to(x_BTC.dtype), x_BTC), dim=1)
+    tokens, width = x_BTC.shape[1], weight_CX.shape[1]
+    wide = torch.promote_types(x_BTC.dtype, torch.float32)
+    mixed = sum(padded[:, i : i + tokens].to(wide) * weight_CX[:, i] for i in range(width))
+    assert isinstance(mixed, Tensor)
+    return mixed, padded[:, tokens:].to(tail_BWC.dtype)
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """The last axis divided by its length, sqrt(sum of squares + 1e-6)."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+class GDNBlock(nn.Module):
+    """640 to 320, a Gated DeltaNet of width 320, and back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(config.d_model, config.gdn_inner_dim, bias=False)
+        self.core = GatedDeltaNet(config)
+        self.out_proj = nn.Linear(config.gdn_inner_dim, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, state: GDNState, position: int) -> tuple[Tensor, GDNState]:
+        x_BTI, state = self.core(self.in_proj(x_BTD), state)
+        return self.dropout(self.out_proj(x_BTI)), state
+
+    def zero_state(self, batch: int, like: Tensor) -> GDNState:
+        return self.core.zero_state(batch, like)
+
+
+class GQABlock(nn.Module):
+    """Causal softmax attention with rotary positions (arXiv 2104.09864) and grouped keys (arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, shared = config.d_model, config.gqa_kv_heads * config.gqa_head_dim
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, shared, bias=False)
+        self.v_proj = nn.Linear(width, shared, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, state: GQAState, position: int) -> tuple[Tensor, GQAState]:
+        config, tokens = self.config, x_BTD.shape[1]
+        shared = config.gqa_kv_heads * config.gqa_head_dim
+        fused = F.linear(x_BTD, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)))
+        q, k, v = (
+            p.unflatten(-1, (-1, config.gqa_head_dim)) for p in fused.split((config.d_model, shared, shared), -1)
+        )
+        cos_TE, sin_TE = rotary_angles(position, tokens, config, x_BTD.device)
+        q_BTHE, k_BTGE = rotate(q, cos_TE, sin_TE), rotate(k, cos_TE, sin_TE)
+        if state.keys_BTGE.shape[1]:
+            keys = torch.cat((state.keys_BTGE, k_BTGE.to(state.keys_BTGE.dtype)), dim=1)
+            values = torch.cat((state.values_BTGE, v.to(state.values_BTGE.dtype)), dim=1)
+        else:
+            keys, values = k_BTGE, v
+        past = keys.shape[1] - tokens
+        mask = None if past == 0 else torch.ones(tokens, past + tokens, dtype=torch.bool, device=q.device).tril(past)
+        out_BHTE = F.scaled_dot_product_attention(
+            q_BTHE.transpose(1, 2),
+            keys.to(q_BTHE.dtype).transpose(1, 2),
+            values.to(q_BTHE.dtype).transpose(1, 2),
+            attn_mask=mask,
+            is_causal=past == 0,
+            dropout_p=config.attention_dropout if self.training else 0.0,
+            enable_gqa=True,
+        )
+        out_BTD = self.out_proj(out_BHTE.transpose(1, 2).flatten(-2))
+        return self.dropout(out_BTD), GQAState(keys, values)
+
+    def zero_state(self, batch: int, like: Tensor) -> GQAState:
+        empty = like.new_zeros(batch, 0, self.config.gqa_kv_heads, self.config.gqa_head_dim)
+        return GQAState(empty, empty)
+
+
+def rotary_angles(position: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, E] of the angles of `tokens` positions from `position` on."""
+    half = config.gqa_head_dim // 2
+    frequency = config.rope_base ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
+    angle = (position + torch.arange(tokens, device=device, dtype=torch.float64))[:, None] * frequency
+    twice = torch.cat((angle, angle), dim=-1)
+    return twice.cos(), twice.sin()
+
+
+def rotate(x_BTHE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+    """Each pair (e, e + E/2) of the last axis turned by its angle ("rotate half")."""
+    wide = torch.promote_types(x_BTHE.dtype, torch.float32)
+    first, second = x_BTHE.to(wide).chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    cos, sin = cos_TE[:, None].to(wide), sin_TE[:, None].to(wide)
+    return (x_BTHE.to(wide) * cos + turned * sin).to(x_BTHE.dtype)
+
+
+# ---------------------------------------------------------------- layer and model
+
+MIXERS: dict[str, type[GDNBlock] | type[GQABlock]] = {"gdn": GDNBlock, "gqa": GQABlock}
+
+
+def mixer_names(kinds: tuple[str, ...]) -> list[str]:
+    """The published names of a layer's mixers: gdn1, gdn2, ..., gqa (numbered only if there are several)."""
+    names = []
+    for index, kind in enumerate(kinds):
+        number = kinds[: index + 1].count(kind)
+        names.append(kind if kind == "gqa" and kinds.count(kind) == 1 else f"{kind}{number}")
+    return names
+
+
+class Layer(nn.Module):
+    """x = x + mixer(LayerNorm(x)), for each mixer of the layer in turn."""
+
+    def __init__(self, kinds: tuple[str, ...], config: ModelConfig) -> None:
+        super().__init__()
+        self.names = mixer_names(kinds)
+        for name, kind in zip(self.names, kinds, strict=True):
+            self.add_module(f"norm_{name}", nn.LayerNorm(config.d_model, config.norm_eps))
+            self.add_module(name, MIXERS[kind](config))
+
+    def forward(
+        self, x_BTD: Tensor, states: tuple[GDNState | GQAState, ...], position: int
+    ) -> tuple[Tensor, tuple[GDNState | GQAState, ...]]:
+        after = []
+        for name, state in zip(self.names, states, strict=True):
+            mixed, state = getattr(self, name)(getattr(self, f"norm_{name}")(x_BTD), state, position)
+            x_BTD = x_BTD + mixed
+            after.append(state)
+        return x_BTD, tuple(after)
+
+
+class Pulse88(nn.Module):
+    """The whole model: logits, state = model(ids, state)."""
+
+    def __init__(self, config: ModelConfig, kernel: Kernel = "chunked") -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(kinds, config) for kinds in config.layer_types)
+        self.final_norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        init_weights(self)
+        self.use_kernel(kernel)
+
+    def use_kernel(self, kernel: Kernel) -> None:
+        """Chooses the delta rule's kernel; MissingKernel where it can't run. What is computed stays the same."""
+        if kernel == "fla":
+            require_fla()
+        for module in self.modules():
+            if isinstance(module, GatedDeltaNet):
+                module.kernel = kernel
+
+    def zero_state(self, batch: int = 1) -> State:
+        """The state before the first token."""
+        like = self.token_embedding.weight.detach()
+        layers = tuple(
+            tuple(getattr(layer, name).zero_state(batch, like) for name in layer.names)
+            for layer in self.layers
+            if isinstance(layer, Layer)
+        )
+        return State(0, layers)
+
+    def forward(self, ids_BT: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits [B, T, vocabulary] in float32 for what follows each id, and the state after the last.
+
+        ValueError beyond the position table: roll on by rebuilding the state from the last notes.
+        """
+        tokens, position = ids_BT.shape[1], state.position
+        if position + tokens > self.config.max_positions:
+            raise ValueError(
+                f"{position} + {tokens} tokens are more than the {self.config.max_positions} positions of this model"
+            )
+        positions_T = torch.arange(position, position + tokens, device=ids_BT.device)
+        x_BTD = self.dropout(self.token_embedding(ids_BT) + self.position_embedding(positions_T))
+        after = []
+        for layer, states in zip(self.layers, state.layers, strict=True):
+            x_BTD, states = layer(x_BTD, states, position)
+            after.append(states)
+        return self.logits(x_BTD), State(position + tokens, tuple(after))
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """The head in full precision: it is small, and bfloat16 logits cost bits."""
+        head = self.token_embedding.weight if self.config.tie_embeddings else self.lm_head.weight
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            normed = self.final_norm(x_BTD.to(head.dtype))
+            return F.linear(normed, head) * self.config.output_logit_scale
+
+
+def init_weights(model: Pulse88) -> None:
+    """Initial weights.
+
+    parameter                      distribution
+    token and position tables      N(0, embedding_init_std)
+    linear and convolution         U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default
+    A_log                          log of U(0, 16) (bounded away from 0)
+    dt_bias                        inverse softplus of a step log-uniform in [0.001, 0.1]
+    norms                          weight 1, bias 0
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=model.config.embedding_init_std)
+        elif isinstance(module, nn.Linear | nn.Conv1d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            nn.init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, GatedDeltaNet):
+            with torch.no_grad():
+                module.A_log.copy_(torch.empty_like(module.A_log).uniform_(1e-4, 16).log())
+                step = torch.empty_like(module.dt_bias).uniform_(math.log(0.001), math.log(0.1)).exp()
+                module.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
