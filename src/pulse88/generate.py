@@ -1,0 +1,156 @@
+"""Prefill and decode over any engine: ids in, events of four ids out, for as long as anybody asks. Knows no MIDI.
+
+    take = begin(engine, seed_ids, sampling, random_seed=1)
+    for event, take in play(take): ...            # a `take` kept from any turn goes on from there, the same way
+    others = [take.numbered(i) for i in range(8)]  # eight takes of one prefill
+
+A Take is immutable, like the engine's states: it says all that the next event depends on, so that stopping and going on
+gives what not stopping gives. Every event draws four uniform numbers that are a pure function of the random seed, the
+take's number and the event's number; every forward pass is of a single sequence, because batched sums may differ in
+their last bits. Both together make take i the same whether one take is made or eight.
+
+Rolling on: when the context of `max_positions` tokens has no room for one more event, the state is rebuilt from zero
+with the last `keep` events, by default as many as fill half the context (256 notes of 2048 tokens), and positions start
+again. Memory is bounded by the context, and the cost of an event by twice its cost without rolling on.
+
+Shape legend: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pulse88.config import SamplingConfig
+from pulse88.sampling import pick
+from pulse88.vocabulary import EOS, EVENT_TOKENS, Grammar, Slot
+
+if TYPE_CHECKING:
+    from pulse88.engine import Engine, State
+
+LARGEST_SEED = 2**64 - 1
+
+
+class Event(NamedTuple):
+    """One note as its four ids."""
+
+    delta: int
+    pitch: int
+    duration: int
+    velocity: int
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """A sequence under way, between two events: everything that the next event depends on."""
+
+    engine: Engine
+    sampling: SamplingConfig
+    random_seed: int  # 0 to LARGEST_SEED
+    number: int  # of the take, from 0
+    may_end: bool  # whether EOS may be picked
+    keep: int  # events that the state is rebuilt from
+    window: tuple[int, ...]  # ids since the state was rebuilt, at most max_positions + 1; its last is unread
+    state: State  # has read all of the window but its last id
+    grammar: Grammar
+    events: int = 0  # made so far
+
+    def numbered(self, number: int) -> Take:
+        """The take of another number from here on; forks of one another don't disturb each other."""
+        if number < 0:
+            raise ValueError(f"a take's number must be 0 or more, not {number}")
+        return replace(self, number=number)
+
+
+def begin(
+    engine: Engine,
+    seed_ids: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    random_seed: int,
+    number: int = 0,
+    may_end: bool = False,
+    keep: int | None = None,
+) -> Take:
+    """Reads the seed's ids: an optional BOS and whole events, at least one id, at most `longest_seed(engine)`.
+
+    ValueError for illegal ids, for a seed that is empty, too long or ends inside an event or with EOS, for a random
+    seed outside 0 to 2**64 - 1, and for a `keep` that leaves no room for one more event.
+    """
+    ids = tuple(int(i) for i in seed_ids)
+    positions = engine.config.max_positions
+    if keep is None:
+        keep = max(1, positions // 2 // EVENT_TOKENS)
+    if keep < 1 or not _has_room(keep * EVENT_TOKENS, positions):
+        raise ValueError(f"keep must be at least 1 event and leave room in {positions} tokens, not {keep}")
+    if not 0 <= random_seed <= LARGEST_SEED:
+        raise ValueError(f"random seed must be in 0 to 2**64 - 1, not {random_seed}")
+    if not ids:
+        raise ValueError("the seed has no ids: give a BOS or at least one event")
+    if not _has_room(len(ids), positions):
+        raise ValueError(f"a seed of {len(ids)} ids leaves no room for a note in a context of {positions} tokens")
+    grammar = Grammar.of(ids)
+    if grammar.slot is not Slot.DELTA:
+        raise ValueError("the seed ends with EOS or inside an event: nothing can follow")
+    state = engine.zero_state()
+    if len(ids) > 1:
+        _, state = engine.forward(_row(ids[:-1]), state, last_only=True)
+    take = Take(engine, sampling, random_seed, 0, may_end, keep, ids, state, grammar)
+    return take.numbered(number)
+
+
+def longest_seed(engine: Engine) -> int:
+    """Events that a seed may have, beside its BOS, so that one more fits into the context."""
+    return (engine.config.max_positions - EVENT_TOKENS) // EVENT_TOKENS
+
+
+def advance(take: Take) -> tuple[Event, Take] | None:
+    """The next event and the take after it; None where the piece ends. ValueError if the logits are not finite."""
+    window, state, grammar = take.window, take.state, take.grammar
+    if not _has_room(len(window), take.engine.config.max_positions):
+        window = window[-take.keep * EVENT_TOKENS :]
+        state = take.engine.zero_state()
+        unread = window
+    else:
+        unread = window[-1:]
+    made: list[int] = []
+    for uniform in uniforms(take.random_seed, take.number, take.events):
+        logits_BTV, state = take.engine.forward(_row(unread), state, last_only=True)
+        token = pick(logits_BTV[0, -1], grammar.legal(take.may_end), take.sampling, uniform)
+        if token == EOS:
+            return None
+        grammar = grammar.after(token)
+        made.append(token)
+        unread = (token,)
+    after = replace(take, window=window + tuple(made), state=state, grammar=grammar, events=take.events + 1)
+    return Event(*made), after
+
+
+def play(take: Take) -> Iterator[tuple[Event, Take]]:
+    """Event after event, each with the take after it; without end unless `may_end`."""
+    while (step := advance(take)) is not None:
+        yield step
+        take = step[1]
+
+
+def uniforms(random_seed: int, number: int, event: int) -> tuple[float, ...]:
+    """Four numbers in [0, 1) for an event: block `event` of the Philox stream keyed by (random_seed, number).
+
+    53 bits each, from the raw stream, which numpy keeps the same in all its versions.
+    """
+    key = np.array((random_seed, number), np.uint64)
+    raw = np.random.Philox(key=key, counter=event).random_raw(EVENT_TOKENS)
+    return tuple((int(bits) >> 11) * 2.0**-53 for bits in raw)
+
+
+def _has_room(window_length: int, positions: int) -> bool:
+    # The state reads the whole window and all of the next event but its last id.
+    return window_length + EVENT_TOKENS - 1 <= positions
+
+
+def _row(ids: Sequence[int]) -> NDArray[np.int64]:
+    return np.array([ids], np.int64)
