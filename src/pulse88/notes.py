@@ -165,7 +165,7 @@ class Performance:
         ringing_end = key_end.copy()
         for part in np.unique(self.pedal_part):
             mine = self.pedal_part == part
-            starts, stops = _pedal_spans(self.pedal_time[mine], self.pedal_value[mine] >= PEDAL_DOWN, piece_end)
+            starts, stops = pedal_spans(self.pedal_time[mine], self.pedal_value[mine] >= PEDAL_DOWN, piece_end)
             if not len(starts):
                 continue
             notes = np.flatnonzero(self.part == part)
@@ -182,7 +182,7 @@ class Performance:
         )
 
     def without_overlaps(self) -> Performance:
-        """Each key let go, at the latest, when the same part strikes it again; of two strikes at once the longer stays."""
+        """Each key let go before the same part strikes it again; of two strikes at once the longer stays."""
         kept = self.take(self._first_of_each_strike())
         next_strike = kept._next_strike(same_part=True)
         return replace(kept, duration=np.minimum(kept.duration, next_strike - kept.onset))
@@ -211,7 +211,7 @@ class Performance:
         return np.sort(order[first])
 
 
-def _pedal_spans(time: Floats, down: NDArray[np.bool_], piece_end: float) -> tuple[Floats, Floats]:
+def pedal_spans(time: Floats, down: NDArray[np.bool_], piece_end: float) -> tuple[Floats, Floats]:
     """Starts and stops, in seconds, of the stretches in which one pedal is down; an open one stops at piece_end."""
     change = np.flatnonzero(np.diff(np.r_[False, down].astype(np.int8)))
     starts, stops = time[change[0::2]], time[change[1::2]]
