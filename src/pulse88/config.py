@@ -58,7 +58,9 @@ class ModelConfig:
             _require(not unknown, f"layer {number}: unknown mixer {sorted(unknown)}, known are {LAYER_KINDS}")
         for name in ("vocab_size", "d_model", "max_positions", "gdn_inner_dim", "gdn_num_heads", "gdn_key_dim"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        _require(self.gdn_value_dim > 0, f"gdn_value_dim must be positive, not {self.gdn_value_dim}")
+        for name in ("gdn_value_dim", "gqa_num_heads", "gqa_kv_heads", "rope_base", "norm_eps"):
+            _require(0 < getattr(self, name) < math.inf, f"{name} must be positive, not {getattr(self, name)}")
+        _require(math.isfinite(self.output_logit_scale), f"output_logit_scale is {self.output_logit_scale}")
         _require(self.conv_size >= 1, f"conv_size must be at least 1, not {self.conv_size}")
         _require(self.d_model % self.gqa_num_heads == 0, "d_model must be a multiple of gqa_num_heads")
         _require(self.gqa_head_dim % 2 == 0, "an attention head's width, d_model / gqa_num_heads, must be even")

@@ -1,0 +1,65 @@
+"""The model on CPUs without torch: one contract, two engines of the same function.
+
+`numpy` is the truth and runs everywhere; `native` is the fast one, compiled on installation. The law that both keep:
+forward(x) equals forward of x's pieces with the state carried over, wherever the cut.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pulse88.config import ModelConfig
+from pulse88.engine import weights as weights_file
+from pulse88.engine.state import State
+from pulse88.engine.weights import Weights, WeightsError
+
+__all__ = ["ENGINES", "Engine", "State", "Weights", "WeightsError", "load"]
+
+ENGINES = ("auto", "native", "numpy")
+
+
+class Engine(Protocol):
+    """A model that turns ids and a state into logits and the next state.
+
+    A state belongs to the engine that made it and is never changed by a call; TypeError for another engine's.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def zero_state(self, batch: int = 1) -> Any:
+        """The state that has seen nothing."""
+
+    def forward(self, ids: ArrayLike, state: Any, *, last_only: bool = False) -> tuple[NDArray[np.float32], Any]:
+        """Logits [B, T, V] of whole-number ids [B, T] and the state after them; [B, 1, V] with `last_only`.
+
+        ValueError for ids outside the vocabulary, another batch than the state's, no tokens, or positions past
+        `config.max_positions`.
+        """
+
+    def fork(self, state: Any, count: int) -> Any:
+        """A single sequence's state as a batch of `count`; the origin and the forks don't disturb each other."""
+
+
+def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:
+    """An engine over a weights file or weights in memory.
+
+    `auto` takes native where it was built, and otherwise numpy, which it says in the log. WeightsError if the file
+    can't be used, ValueError for an unknown engine, ImportError if native is asked for and wasn't built.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}, there are {', '.join(ENGINES)}")
+    if not isinstance(weights, Weights):
+        weights = weights_file.read(weights)
+    if engine == "native":
+        raise ImportError("the native engine was not built on installation: use numpy")
+    from pulse88.engine.reference import NumpyEngine
+
+    return NumpyEngine(weights)

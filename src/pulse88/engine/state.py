@@ -1,0 +1,116 @@
+"""What every engine's state has in common: the protocol, keys and values that grow without copying, and input checks.
+
+Shape legend: B batch, T tokens of a call, A arrays of one buffer, N rows (positions), H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pulse88.config import ModelConfig
+
+
+class State(Protocol):
+    """What a model has seen, immutable: a call makes a new one, and the old one may be used again."""
+
+    @property
+    def position(self) -> int:
+        """Tokens seen."""
+
+    @property
+    def batch(self) -> int:
+        """Sequences side by side."""
+
+    def snapshot(self) -> Mapping[str, NDArray[Any]]:
+        """The state as plain arrays, the same for every engine.
+
+        Of GDN `<mixer>.memory` [B, heads, key, value] and `<mixer>.tail` [B, conv_size - 1, q|k|v channels], inputs of
+        the convolution, oldest first; of attention `<mixer>.keys`, rotated, and `<mixer>.values` [B, heads, position,
+        width].
+        """
+
+
+class _Buffer:
+    """Room for rows, shared by all states that grew from one another. `used` rows have an owner."""
+
+    def __init__(self, rows_ABHND: NDArray[Any], used: int) -> None:
+        self.rows_ABHND = rows_ABHND
+        self.used = used
+        self._lock = threading.Lock()
+
+    def claim(self, start: int, stop: int) -> bool:
+        """Whether the rows from start to stop were free; they are taken from now on."""
+        with self._lock:
+            free = self.used == start and stop <= self.rows_ABHND.shape[3]
+            if free:
+                self.used = stop
+            return free
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first `length` rows of a buffer. Rows once written never change, so states share buffers."""
+
+    buffer: _Buffer
+    length: int
+
+    @classmethod
+    def empty(cls, arrays: int, batch: int, heads: int, width: int, dtype: type[np.floating] = np.float32) -> Rows:
+        return cls(_Buffer(np.empty((arrays, batch, heads, 0, width), dtype), 0), 0)
+
+    def grown(self, count: int, limit: int) -> Rows:
+        """These rows and `count` new ones for the caller to write, never more than `limit` in all.
+
+        The buffer is copied if it is full, or if another state has taken the rows that come next.
+        """
+        stop = self.length + count
+        assert stop <= limit
+        if self.buffer.claim(self.length, stop):
+            return Rows(self.buffer, stop)
+        capacity = min(limit, max(2 * stop, 64))
+        shape = self.buffer.rows_ABHND.shape
+        grown_ABHND = np.empty((*shape[:3], capacity, shape[4]), self.buffer.rows_ABHND.dtype)
+        grown_ABHND[..., : self.length, :] = self.view()
+        return Rows(_Buffer(grown_ABHND, stop), stop)
+
+    def view(self) -> NDArray[Any]:
+        """[A, B, H, length, D], not to be written by anybody but who made these rows grow."""
+        return self.buffer.rows_ABHND[..., : self.length, :]
+
+    def repeated(self, count: int) -> Rows:
+        """These rows of batch 1 as batch `count`."""
+        return Rows(_Buffer(np.repeat(self.view(), count, axis=1), self.length), self.length)
+
+
+def checked_ids(ids: ArrayLike, state: State, config: ModelConfig) -> NDArray[np.intp]:
+    """Ids [B, T] as indices; ValueError if they don't fit the vocabulary, the state or the positions that are left."""
+    ids_BT = np.asarray(ids)
+    if ids_BT.ndim != 2 or not np.issubdtype(ids_BT.dtype, np.integer):
+        raise ValueError(f"ids must be whole numbers [batch, tokens], not {ids_BT.dtype} of shape {list(ids_BT.shape)}")
+    batch, tokens = ids_BT.shape
+    if batch != state.batch:
+        raise ValueError(f"ids are a batch of {batch}, the state is one of {state.batch}")
+    if tokens == 0:
+        raise ValueError("no tokens")
+    if state.position + tokens > config.max_positions:
+        raise ValueError(
+            f"{state.position} tokens seen and {tokens} more pass the model's {config.max_positions} positions"
+        )
+    if ids_BT.min() < 0 or ids_BT.max() >= config.vocab_size:
+        raise ValueError(f"ids from {ids_BT.min()} to {ids_BT.max()} pass the vocabulary of {config.vocab_size}")
+    return ids_BT.astype(np.intp, copy=False)
+
+
+def checked_count(state: State, count: int) -> int:
+    """The number of forks; ValueError unless a single sequence becomes one or more."""
+    if state.batch != 1:
+        raise ValueError(f"only a single sequence can be forked, not a batch of {state.batch}")
+    if count < 1:
+        raise ValueError(f"a state forks into 1 or more, not {count}")
+    return count

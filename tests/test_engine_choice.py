@@ -1,0 +1,43 @@
+import subprocess
+import sys
+
+import pytest
+
+from engine_law import random_weights
+from pulse88.engine import WeightsError, load
+from pulse88.engine.weights import metadata_of, save
+from pulse88.vocabulary import PUBLISHED
+
+
+def test_an_engine_is_loaded_from_a_file_or_from_memory(tmp_path):
+    weights = random_weights("tiny")
+    path = tmp_path / "tiny.safetensors"
+    save(path, weights.tensors, metadata_of(weights.config, PUBLISHED))
+    for source in (weights, path, str(path)):
+        engine = load(source, engine="numpy")
+        assert engine.name == "numpy"
+        assert engine.config == weights.config
+        assert engine.forward([[1, 2]], engine.zero_state())[0].shape == (1, 2, 171)
+
+
+def test_unknown_engines_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown engine 'torch'"):
+        load(random_weights("tiny"), engine="torch")
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(WeightsError):
+        load(tmp_path / "empty.safetensors")
+
+
+def test_engines_load_no_torch(tmp_path):
+    weights = random_weights("tiny")
+    path = tmp_path / "tiny.safetensors"
+    save(path, weights.tensors, metadata_of(weights.config, PUBLISHED))
+    program = f"""
+import sys
+from pulse88.engine import load
+engine = load({str(path)!r})
+engine.forward([[1]], engine.zero_state())
+print(sorted({{name.split(".")[0] for name in sys.modules}} & {{"torch", "matplotlib", "symusic", "mido"}}))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
