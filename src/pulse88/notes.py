@@ -150,7 +150,7 @@ class Performance:
         """Every pitch moved by `semitones`; ValueError if one leaves MIDI 0-127."""
         moved = self.pitch.astype(np.int64) + semitones
         _refuse("pitch", moved, (moved < 0) | (moved > 127), "0-127")
-        return replace(self, pitch=moved)
+        return replace(self, pitch=moved.astype(np.uint8))
 
     def sustained(self) -> Performance:
         """The same sound without pedal: keys held until their part's pedal rises or the key is struck again.
