@@ -1,0 +1,330 @@
+"""Bytes of a Standard MIDI File to arrays of events, tolerant of damage: what can be read is read, what can't is said.
+
+Shape legend: E channel messages, all tracks one after another. Ticks are int64 from the start of the track.
+
+The bytes of a track can only be walked one event after the other, so the walk is kept to one addition an event: the
+bytes that an event would take if it began at a byte are computed for all bytes at once, in numpy, and what has no
+fixed size (meta events, system exclusive) is read by hand. Source: Standard MIDI Files 1.0, RP-001.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BYTES = 64 * 2**20
+MAX_EVENTS = 8_000_000
+MAX_TRACKS = 65_535  # The header counts tracks in 16 bits.
+
+TEXT, TRACK_NAME, END_OF_TRACK, TEMPO, METER = 0x01, 0x03, 0x2F, 0x51, 0x58
+_KEPT_METAS = frozenset((TEXT, TRACK_NAME, TEMPO, METER))
+_NO_STEPS = 8  # zeros behind a track's steps; no step is longer than 7, so no walk leaves a track
+_BLOCK = 2**20
+
+
+class MidiError(ValueError):
+    """A file that holds no piano music Pulse88 can read. The message names the file, the place and the remedy."""
+
+
+class Meta(NamedTuple):
+    """A meta event of a kind that means something to us."""
+
+    track: int
+    tick: int
+    kind: int
+    data: bytes
+
+
+class Events(NamedTuple):
+    """All channel messages of a file, running status resolved, and its text, name, tempo and meter events."""
+
+    format: int
+    division: int  # as in the header: ticks a quarter note, or SMPTE if bit 15 is set
+    track: NDArray[np.int64]  # [E] index of the track
+    tick: NDArray[np.int64]  # [E] since the start of the track
+    status: NDArray[np.uint8]  # [E] 0x80-0xEF
+    data1: NDArray[np.uint8]  # [E] 0-127
+    data2: NDArray[np.uint8]  # [E] 0-127; 0 for messages of one data byte
+    metas: list[Meta]
+    track_end: NDArray[np.int64]  # [tracks] tick of the last event of each track
+    damage: list[str]  # what is against the standard, with the byte in the file; empty for a sound file
+
+
+def parse(data: bytes) -> Events:
+    """The events of a file; MidiError (without the file's name) if it is no MIDI file or too large."""
+    if len(data) > MAX_BYTES:
+        raise MidiError(f"{len(data) / 2**20:.0f} MiB, at most {MAX_BYTES // 2**20} MiB are read: take a smaller file")
+    damage: list[str] = []
+    data = _unwrap(data, damage)
+    header_size = int.from_bytes(data[4:8], "big")
+    if len(data) < 14:
+        raise MidiError("ends within the MIDI header: the file was cut short, fetch or export it again")
+    form, declared_tracks, division = (int.from_bytes(data[i : i + 2], "big") for i in (8, 10, 12))
+    if division & 0x7FFF == 0 or (division & 0x8000 and division & 0xFF == 0):
+        raise MidiError("its header gives 0 ticks a beat, so no time can be told: export it again")
+    if form > 2:
+        damage.append(f"format {form} does not exist, read as format 1")
+        form = 1
+    if not 6 <= header_size <= len(data) - 8:
+        damage.append(f"byte 4: a header of {header_size} bytes, read as 6")
+        header_size = 6
+    walks = _walk_tracks(data, 8 + header_size, damage)
+    if len(walks) < declared_tracks:
+        damage.append(f"the header promises {declared_tracks} tracks, {len(walks)} are there")
+    return _decode(data, form, division, walks, damage)
+
+
+class _Walk(NamedTuple):
+    """Where the events of a track begin, and its meta events as (index of event, kind, first byte, byte behind)."""
+
+    starts: list[int]
+    metas: list[tuple[int, int, int, int]]
+    stop: int  # byte behind the last whole event
+    ended: bool  # by its end-of-track event
+    problem: str  # why it stopped before its end; empty if it did not
+
+
+def _unwrap(data: bytes, damage: list[str]) -> bytes:
+    """The bytes from `MThd` on, without what a RIFF wrapper or a careless download put around them."""
+    if data.startswith(b"MThd"):
+        return data
+    at = data.find(b"MThd")
+    if at < 0:
+        raise MidiError(f"{_looks_like(data)}, not a MIDI file: give a Standard MIDI File (.mid)")
+    if data.startswith(b"RIFF") and data[8:12] == b"RMID" and at >= 20:
+        size = int.from_bytes(data[at - 4 : at], "little")
+        damage.append("a RIFF (RMID) wrapper around the MIDI file")
+        return data[at : at + size]
+    damage.append(f"{at} bytes before the MIDI header, skipped")
+    return data[at:]
+
+
+_SIGNATURES = (
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive (compressed MusicXML or a MuseScore file are ZIP too: export MIDI from the score)"),
+    (b"\x1f\x8b", "a gzip archive (unpack it first)"),
+    (b"ID3", "an MP3 recording (transcribe it first)"),
+    (b"\xff\xfb", "an MP3 recording (transcribe it first)"),
+    (b"fLaC", "a FLAC recording (transcribe it first)"),
+    (b"OggS", "an Ogg recording (transcribe it first)"),
+    (b"RIFF", "a RIFF file, such as a WAV recording (transcribe it first)"),
+    (b"MTrk", "MIDI tracks without their header"),
+    (b"<", "XML or HTML text (a download page, or MusicXML: export MIDI from it)"),
+    (b"{", "JSON text"),
+    (b"X:", "ABC notation (convert it to MIDI first)"),
+)
+
+
+def _looks_like(data: bytes) -> str:
+    if not data:
+        return "an empty file"
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return name
+    head = data[:512]
+    printable = sum(32 <= byte < 127 or byte in b"\t\r\n" or byte >= 0xC2 for byte in head)
+    return "text" if printable > 0.95 * len(head) else "unknown binary data"
+
+
+def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
+    """Every track, found by chunk lengths where they are right and by looking for `MTrk` where they are not."""
+    steps = _Steps(data)
+    walks: list[_Walk] = []
+    events = work = 0
+    while at + 8 <= len(data):
+        start = at + 8
+        end = start + int.from_bytes(data[at + 4 : start], "big")
+        if not data.startswith(b"MTrk", at):
+            if not _is_boundary(data, end) or not data[at : at + 4].isascii():
+                found = data.find(b"MTrk", at + 1)
+                end = found if found >= 0 else len(data)
+                damage.append(f"byte {at}: {end - at} bytes that belong to no track, skipped")
+            at = end
+            continue
+        if len(walks) == MAX_TRACKS:
+            raise MidiError(f"more than {MAX_TRACKS} tracks: export it again with fewer")
+        bound = end if end <= len(data) else _next_track(data, start)
+        walk = _walk(data, steps, start, bound)
+        name = f"track {len(walks) + 1}"
+        if walk.ended and (walk.stop == end or (_is_boundary(data, end) and not data.startswith(b"MTrk", walk.stop))):
+            at = end
+        elif walk.ended:
+            at = _next_track(data, walk.stop)
+            damage.append(f"byte {start - 4}: the length of {name} is wrong, read to its end-of-track event")
+        elif bound == end and _is_boundary(data, end):
+            at = end
+            damage.append(f"byte {walk.stop}: {name} {walk.problem or 'has no end-of-track event'}")
+        else:
+            at = _next_track(data, bound)
+            if bound == end:
+                walk = _walk(data, steps, start, at)
+            what = "the file ends within" if end > len(data) == at else "wrong length of"
+            reading = "read to its end-of-track event" if walk.ended else f"it {walk.problem or 'is read up to here'}"
+            damage.append(f"byte {walk.stop}: {what} {name}, {reading}")
+        walks.append(walk)
+        events += len(walk.starts)
+        work += bound - start
+        if events > MAX_EVENTS or work > 8 * len(data):
+            raise MidiError(f"more than {MAX_EVENTS:,} events, or tracks within tracks: take a smaller file")
+    if at < len(data):
+        damage.append(f"byte {at}: {len(data) - at} bytes after the last track, skipped")
+    return walks
+
+
+def _is_boundary(data: bytes, at: int) -> bool:
+    return at == len(data) or data.startswith(b"MTrk", at)
+
+
+def _next_track(data: bytes, at: int) -> int:
+    found = data.find(b"MTrk", at)
+    return found if found >= 0 else len(data)
+
+
+class _Steps:
+    """For every byte: how many bytes an event takes that begins here with its delta time; 0 where it isn't fixed.
+
+    `long` holds under a running status of two data bytes, `short` of one. An explicit status of the other kind has 0,
+    so that the walk changes tables there.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        sizes = {True: np.zeros(256, np.uint8), False: np.zeros(256, np.uint8)}
+        for status in range(0x80, 0xF0):
+            is_short = status & 0xE0 == 0xC0
+            sizes[is_short][status] = 2 if is_short else 3
+        sizes[False][:0x80], sizes[True][:0x80] = 2, 1
+        delta_size: list[NDArray[np.uint8]] = []
+        long: list[bytes] = []
+        short: list[bytes] = []
+        padded = np.frombuffer(data + bytes(8), np.uint8)
+        for at in range(0, len(data), _BLOCK):
+            width = min(_BLOCK, len(data) - at)
+            b0, b1, b2, b3, b4 = (padded[at + i : at + i + width] for i in range(5))
+            more1 = b0 >> 7
+            more2 = more1 & (b1 >> 7)
+            more3 = more2 & (b2 >> 7)
+            too_long = more3 & (b3 >> 7)
+            size = 1 + more1 + more2 + more3
+            status_ = np.where(more1, np.where(more2, np.where(more3, b4, b3), b2), b1)
+            delta_size.append(size)
+            for steps, is_short in ((long, False), (short, True)):
+                event = sizes[is_short][status_]
+                steps.append(np.where((event > 0) & (too_long == 0), size + event, 0).astype(np.uint8).tobytes())
+        self.delta_size = np.concatenate([*delta_size, np.zeros(8, np.uint8)])
+        self.long, self.short = b"".join(long), b"".join(short)
+
+
+def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
+    """One track, from its first delta time up to its end-of-track event, `bound` or the first event without sense."""
+    padding = bytes(_NO_STEPS)
+    long = steps.long[start:bound] + padding
+    short = steps.short[start:bound] + padding
+    table = bytes(len(long))  # No running status yet: the first event is read by hand.
+    size = bound - start
+    starts: list[int] = []
+    metas: list[tuple[int, int, int, int]] = []
+    append = starts.append
+    at, ended, problem = 0, False, ""
+    while True:
+        while step := table[at]:
+            append(at)
+            at += step
+        if at >= size:
+            if at > size:
+                at = starts.pop()
+                problem = "stops within an event"
+            break
+        delta_size = int(steps.delta_size[start + at])
+        here = start + at + delta_size
+        if data[here - 1] >= 0x80 or here >= bound:
+            problem = "stops within an event" if here >= bound else "has a delta time of more than 4 bytes"
+            break
+        status = data[here]
+        if status >= 0xF0:
+            if status not in (0xF0, 0xF7, 0xFF):
+                problem = f"has the status byte {status:#x}, which no file may hold"
+                break
+            kind = data[here + 1] if status == 0xFF and here + 1 < bound else -1
+            first, length = _variable_length(data, here + (2 if status == 0xFF else 1), bound)
+            if first < 0 or first + length > bound:
+                problem = "stops within an event" if first < 0 else "has an event longer than the track"
+                break
+            append(at)
+            at = first + length - start
+            if kind == END_OF_TRACK:
+                ended = True
+                break
+            if kind in _KEPT_METAS:
+                metas.append((len(starts) - 1, kind, first, first + length))
+        elif status < 0x80:
+            problem = "begins with data that no status byte explains"
+            break
+        else:
+            is_short = status & 0xE0 == 0xC0
+            table = short if is_short else long
+            if here + (1 if is_short else 2) >= bound:
+                problem = "stops within an event"
+                break
+            append(at)
+            at = here + (2 if is_short else 3) - start
+    return _Walk([start + s for s in starts], metas, start + at, ended, problem)
+
+
+def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
+    """Byte behind a variable-length number and its value; (-1, 0) if it doesn't end within 4 bytes and `bound`."""
+    value = 0
+    for i in range(at, min(at + 4, bound)):
+        value = value << 7 | data[i] & 0x7F
+        if data[i] < 0x80:
+            return i + 1, value
+    return -1, 0
+
+
+def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: list[str]) -> Events:
+    """Ticks, running status and data bytes of all events at once."""
+    counts = np.array([len(w.starts) for w in walks], np.int64)
+    start = np.concatenate([np.zeros(0, np.int64), *(np.array(w.starts, np.int64) for w in walks)])
+    track = np.repeat(np.arange(len(walks)), counts)
+    byte = np.frombuffer(data + bytes(8), np.uint8)
+    delta, here = np.zeros(len(start), np.int64), start.copy()
+    more = np.ones(len(start), bool)
+    for _ in range(4):
+        value = byte[here]
+        delta = np.where(more, delta << 7 | value & 0x7F, delta)
+        here += more
+        more = more & (value >= 0x80)
+        if not more.any():
+            break
+    clock = np.cumsum(delta)
+    first = np.cumsum(counts) - counts
+    before = np.r_[0, clock][first] if len(walks) else np.zeros(0, np.int64)
+    tick = clock - before[track]
+    last = np.r_[0, clock][first + counts] - before if len(walks) else before
+    metas = [
+        Meta(index, int(tick[first[index] + at]), kind, data[a:b])
+        for index, walk in enumerate(walks)
+        for at, kind, a, b in walk.metas
+    ]
+    status = byte[here]
+    explicit = (status >= 0x80) & (status < 0xF0)
+    in_force = np.maximum.accumulate(np.where(explicit, np.arange(len(status)), 0))
+    message = np.flatnonzero(status < 0xF0)
+    status = status[in_force[message]]
+    at_data = here[message] + explicit[message]
+    data1, data2 = byte[at_data], byte[at_data + 1]
+    data2 = np.where(status & 0xE0 == 0xC0, 0, data2).astype(np.uint8)
+    track, tick = track[message], tick[message]
+    clipped = int((data2 > 127).sum())
+    if clipped:
+        damage.append(f"{clipped} velocities or controller values above 127, taken as 127")
+    wrong = data1 > 127
+    if wrong.any():
+        damage.append(f"{int(wrong.sum())} messages with a key, controller or program above 127, left out")
+        keep = ~wrong
+        track, tick, status, data1, data2 = (x[keep] for x in (track, tick, status, data1, data2))
+    return Events(form, division, track, tick, status, data1, np.minimum(data2, 127), metas, last, damage)

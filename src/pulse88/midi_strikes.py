@@ -1,0 +1,80 @@
+"""Which note-off ends which note-on, and which program plays it. No loop over notes: all keys of a file at once.
+
+Shape legend: E channel messages, N notes. A lane is one (track, channel) pair: track * 16 + channel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pulse88.midi_events import Events
+
+Ints = NDArray[np.int64]
+
+
+def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """For each note its note-on event, the tick at which it ends, and whether no note-off said so."""
+    event = np.flatnonzero((events.status & 0xE0) == 0x80)
+    used = np.flatnonzero(np.bincount(lane[event], minlength=1))
+    key = np.searchsorted(used, lane[event]) * 128 + events.data1[event]
+    if len(used) <= 512:
+        key = key.astype(np.uint16)  # numpy sorts 16 bits by radix.
+    order = np.argsort(key, kind="stable")
+    key, event = key[order], event[order]
+    is_on = ((events.status[event] & 0xF0) == 0x90) & (events.data2[event] > 0)
+    key = np.cumsum(np.r_[False, key[1:] != key[:-1]]) if len(key) else key.astype(np.int64)  # 0, 1, 2 without gaps
+
+    # How many strikes of its key sound after each event; a note-off with none sounding before it is idle.
+    change = np.where(is_on, 1, -1)
+    total = np.cumsum(change)
+    first = np.searchsorted(key, np.arange(key[-1] + 1)) if len(key) else key
+    floor = -key * (len(key) + 1)  # below all balances of the key before, so that a running minimum starts anew
+    balance = total - (total - change)[first][key] + floor
+    lowest = np.minimum.accumulate(np.minimum(balance, floor))
+    lowest_before = np.r_[0, lowest[:-1]]
+    lowest_before[first] = floor[first]
+    kept = is_on | (balance >= lowest_before)
+    depth = (balance - lowest)[kept] + ~is_on[kept]  # 1 for a strike of a silent key and for the note-off that ends it
+    event, key, is_on = event[kept], key[kept], is_on[kept]
+
+    on, on_key = event[is_on], key[is_on]
+    off, off_key = event[~is_on], key[~is_on]
+    lacks_off = np.bincount(on_key, minlength=len(first)) > np.bincount(off_key, minlength=len(first))
+    if not lacks_off.any():
+        return on, events.tick[off], np.zeros(len(on), bool)
+    # The k-th strike of a key goes with its k-th note-off. Where a note-off is missing, that would prolong all later
+    # notes of the key, so there the k-th strike of a depth goes with the k-th note-off of that depth.
+    cell = key * (len(key) + 1) + np.where(lacks_off[key], depth, 0)
+    on_cell, off_cell = cell[is_on], cell[~is_on]
+    same_key = on_key[1:] == on_key[:-1]
+    end = events.track_end[events.track[on]]
+    end[:-1] = np.where(same_key, events.tick[on[1:]], end[:-1])
+    by_cell = np.argsort(on_cell, kind="stable")
+    on, on_cell, end = on[by_cell], on_cell[by_cell], end[by_cell]
+    by_cell = np.argsort(off_cell, kind="stable")
+    off, off_cell = off[by_cell], off_cell[by_cell]
+    nth = np.arange(len(on)) - np.searchsorted(on_cell, on_cell)
+    match = np.searchsorted(off_cell, on_cell) + nth
+    ended = match < np.searchsorted(off_cell, on_cell, side="right")
+    end[ended] = events.tick[off[match[ended]]]
+    return on, end, ~ended
+
+
+def programs(events: Events, lane: Ints, strike: Ints) -> Ints:
+    """The General MIDI program, 0-127, with which each note is struck."""
+    change = np.flatnonzero((events.status & 0xF0) == 0xC0)
+    program = np.zeros(len(strike), np.int64)
+    if not events.data1[change].any():
+        return program
+    plays = np.bincount(lane[strike], minlength=16 * len(events.track_end)) > 0
+    has_own = np.bincount(lane[change], minlength=len(plays)) > 0
+    for current in np.flatnonzero(plays).tolist():
+        notes = np.flatnonzero(lane[strike] == current)
+        mine = lane[change] == current
+        if not has_own[current]:
+            mine = (lane[change] % 16 == current % 16) & ~plays[lane[change]]
+        rows = change[mine][np.argsort(events.tick[change[mine]], kind="stable")]
+        at = np.searchsorted(events.tick[rows], events.tick[strike[notes]], side="right")
+        program[notes] = np.r_[0, events.data1[rows]][at]
+    return program
