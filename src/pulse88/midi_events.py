@@ -20,7 +20,7 @@ MAX_TRACKS = 65_535  # The header counts tracks in 16 bits.
 
 TEXT, TRACK_NAME, END_OF_TRACK, TEMPO, METER = 0x01, 0x03, 0x2F, 0x51, 0x58
 _KEPT_METAS = frozenset((TEXT, TRACK_NAME, TEMPO, METER))
-_NO_STEPS = 8  # zeros behind a track's steps; no step is longer than 7, so no walk leaves a track
+_LONGEST_STEP = 7  # bytes: four of delta time, three of message
 _BLOCK = 2**20
 
 
@@ -77,10 +77,11 @@ def parse(data: bytes) -> Events:
 
 
 class _Walk(NamedTuple):
-    """Where the events of a track begin, and its meta events as (index of event, kind, first byte, byte behind)."""
+    """The events of one track: `start` is the first byte, `sizes` the bytes of each with its delta time."""
 
-    starts: list[int]
-    metas: list[tuple[int, int, int, int]]
+    start: int
+    sizes: NDArray[np.int64]
+    metas: list[tuple[int, int, int, int]]  # index of the event, kind, first byte of its data, byte behind them
     stop: int  # byte behind the last whole event
     ended: bool  # by its end-of-track event
     problem: str  # why it stopped before its end; empty if it did not
@@ -133,7 +134,7 @@ def _looks_like(data: bytes) -> str:
 
 def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
     """Every track, found by chunk lengths where they are right and by looking for `MTrk` where they are not."""
-    steps = _Steps(data)
+    steps = _event_steps(data)
     walks: list[_Walk] = []
     events = work = 0
     while at + 8 <= len(data):
@@ -167,7 +168,7 @@ def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
             reading = "read to its end-of-track event" if walk.ended else f"it {walk.problem or 'is read up to here'}"
             damage.append(f"byte {walk.stop}: {what} {name}, {reading}")
         walks.append(walk)
-        events += len(walk.starts)
+        events += len(walk.sizes)
         work += bound - start
         if events > MAX_EVENTS or work > 8 * len(data):
             raise MidiError(f"more than {MAX_EVENTS:,} events, or tracks within tracks: take a smaller file")
@@ -185,94 +186,92 @@ def _next_track(data: bytes, at: int) -> int:
     return found if found >= 0 else len(data)
 
 
-class _Steps:
-    """For every byte: how many bytes an event takes that begins here with its delta time; 0 where it isn't fixed.
+def _event_steps(data: bytes) -> bytes:
+    """For each byte, how many bytes an event takes that begins here with its delta time; 0 where it isn't fixed.
 
-    `long` holds under a running status of two data bytes, `short` of one. An explicit status of the other kind has 0,
-    so that the walk changes tables there.
+    An event without status byte counts as one of two data bytes. What takes one data byte has 0 too, because from
+    there on that would be wrong.
     """
-
-    def __init__(self, data: bytes) -> None:
-        sizes = {True: np.zeros(256, np.uint8), False: np.zeros(256, np.uint8)}
-        for status in range(0x80, 0xF0):
-            is_short = status & 0xE0 == 0xC0
-            sizes[is_short][status] = 2 if is_short else 3
-        sizes[False][:0x80], sizes[True][:0x80] = 2, 1
-        delta_size: list[NDArray[np.uint8]] = []
-        long: list[bytes] = []
-        short: list[bytes] = []
-        padded = np.frombuffer(data + bytes(8), np.uint8)
-        for at in range(0, len(data), _BLOCK):
-            width = min(_BLOCK, len(data) - at)
-            b0, b1, b2, b3, b4 = (padded[at + i : at + i + width] for i in range(5))
-            more1 = b0 >> 7
-            more2 = more1 & (b1 >> 7)
-            more3 = more2 & (b2 >> 7)
-            too_long = more3 & (b3 >> 7)
-            size = 1 + more1 + more2 + more3
-            status_ = np.where(more1, np.where(more2, np.where(more3, b4, b3), b2), b1)
-            delta_size.append(size)
-            for steps, is_short in ((long, False), (short, True)):
-                event = sizes[is_short][status_]
-                steps.append(np.where((event > 0) & (too_long == 0), size + event, 0).astype(np.uint8).tobytes())
-        self.delta_size = np.concatenate([*delta_size, np.zeros(8, np.uint8)])
-        self.long, self.short = b"".join(long), b"".join(short)
+    sizes = np.zeros(256, np.uint8)
+    sizes[:0x80], sizes[0x80:0xC0], sizes[0xE0:0xF0] = 2, 3, 3
+    padded = np.frombuffer(data + bytes(8), np.uint8)
+    steps = []
+    for at in range(0, len(data), _BLOCK):
+        byte = [padded[at + i : at + i + min(_BLOCK, len(data) - at)] for i in range(5)]
+        status, delta_size, goes_on = byte[1].copy(), np.ones(len(byte[0]), np.uint8), byte[0] >= 0x80
+        for i in (2, 3, 4):
+            np.copyto(status, byte[i], where=goes_on)
+            delta_size += goes_on
+            goes_on = goes_on & (byte[i - 1] >= 0x80)
+        event = sizes[status]
+        step = delta_size + event
+        step[(event == 0) | goes_on] = 0
+        steps.append(step.tobytes())
+    return b"".join(steps)
 
 
-def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
+def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
     """One track, from its first delta time up to its end-of-track event, `bound` or the first event without sense."""
-    padding = bytes(_NO_STEPS)
-    long = steps.long[start:bound] + padding
-    short = steps.short[start:bound] + padding
-    table = bytes(len(long))  # No running status yet: the first event is read by hand.
-    size = bound - start
-    starts: list[int] = []
+    fixed = steps[start:bound] + bytes(_LONGEST_STEP)
+    by_hand = bytes(len(fixed))
+    table, running_size = by_hand, 0  # running_size: data bytes of the status in force; 0 before the first
+    sizes = bytearray()
+    large: list[tuple[int, int]] = []  # index and bytes of events too large for `sizes`
     metas: list[tuple[int, int, int, int]] = []
-    append = starts.append
-    at, ended, problem = 0, False, ""
+    append = sizes.append
+    at, size, ended, problem = 0, bound - start, False, ""
     while True:
         while step := table[at]:
-            append(at)
+            append(step)
             at += step
         if at >= size:
             if at > size:
-                at = starts.pop()
+                at -= sizes.pop()
                 problem = "stops within an event"
             break
-        delta_size = int(steps.delta_size[start + at])
-        here = start + at + delta_size
-        if data[here - 1] >= 0x80 or here >= bound:
-            problem = "stops within an event" if here >= bound else "has a delta time of more than 4 bytes"
+        here, _ = _variable_length(data, start + at, bound)
+        if here < 0 or here >= bound:
+            problem = "stops within an event" if bound - start - at <= 4 else "has a delta time of more than 4 bytes"
             break
-        status = data[here]
+        status, kind = data[here], -1
         if status >= 0xF0:
             if status not in (0xF0, 0xF7, 0xFF):
                 problem = f"has the status byte {status:#x}, which no file may hold"
                 break
-            kind = data[here + 1] if status == 0xFF and here + 1 < bound else -1
-            first, length = _variable_length(data, here + (2 if status == 0xFF else 1), bound)
+            if status == 0xFF:
+                here += 1
+                kind = data[here] if here < bound else -1
+            first, length = _variable_length(data, here + 1, bound)
             if first < 0 or first + length > bound:
-                problem = "stops within an event" if first < 0 else "has an event longer than the track"
+                problem = "stops within an event" if first < 0 else "has an event longer than what is left of the track"
                 break
-            append(at)
-            at = first + length - start
-            if kind == END_OF_TRACK:
-                ended = True
-                break
+            stop = first + length
             if kind in _KEPT_METAS:
-                metas.append((len(starts) - 1, kind, first, first + length))
-        elif status < 0x80:
+                metas.append((len(sizes), kind, first, stop))
+        elif status >= 0x80:
+            running_size = 1 if status & 0xE0 == 0xC0 else 2
+            table = fixed if running_size == 2 else by_hand
+            stop = here + 1 + running_size
+        elif running_size:
+            stop = here + running_size
+        else:
             problem = "begins with data that no status byte explains"
             break
-        else:
-            is_short = status & 0xE0 == 0xC0
-            table = short if is_short else long
-            if here + (1 if is_short else 2) >= bound:
-                problem = "stops within an event"
-                break
-            append(at)
-            at = here + (2 if is_short else 3) - start
-    return _Walk([start + s for s in starts], metas, start + at, ended, problem)
+        if stop > bound:
+            problem = "stops within an event"
+            break
+        step = stop - start - at
+        if step > 255:
+            large.append((len(sizes), step))
+        append(min(step, 255))
+        at += step
+        if kind == END_OF_TRACK:
+            ended = True
+            break
+    all_sizes = np.frombuffer(sizes, np.uint8).astype(np.int64)
+    for index, step in large:
+        all_sizes[index] = step
+    return _Walk(start, all_sizes, metas, start + at, ended, problem)
 
 
 def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
@@ -287,8 +286,9 @@ def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
 
 def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: list[str]) -> Events:
     """Ticks, running status and data bytes of all events at once."""
-    counts = np.array([len(w.starts) for w in walks], np.int64)
-    start = np.concatenate([np.zeros(0, np.int64), *(np.array(w.starts, np.int64) for w in walks)])
+    counts = np.array([len(w.sizes) for w in walks], np.int64)
+    none = np.zeros(0, np.int64)
+    start = np.concatenate([none, *(w.start + np.cumsum(w.sizes) - w.sizes for w in walks)])
     track = np.repeat(np.arange(len(walks)), counts)
     byte = np.frombuffer(data + bytes(8), np.uint8)
     delta, here = np.zeros(len(start), np.int64), start.copy()
@@ -302,7 +302,7 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
             break
     clock = np.cumsum(delta)
     first = np.cumsum(counts) - counts
-    before = np.r_[0, clock][first] if len(walks) else np.zeros(0, np.int64)
+    before = np.r_[0, clock][first] if len(walks) else none
     tick = clock - before[track]
     last = np.r_[0, clock][first + counts] - before if len(walks) else before
     metas = [
