@@ -154,6 +154,8 @@ def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
         name = f"track {len(walks) + 1}"
         if walk.ended and (walk.stop == end or (_is_boundary(data, end) and not data.startswith(b"MTrk", walk.stop))):
             at = end
+            if walk.problem:
+                damage.append(f"byte {walk.stop}: {name} {walk.problem}")
         elif walk.ended:
             at = _next_track(data, walk.stop)
             damage.append(f"byte {start - 4}: the length of {name} is wrong, read to its end-of-track event")
@@ -219,7 +221,8 @@ def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
     large: list[tuple[int, int]] = []  # index and bytes of events too large for `sizes`
     metas: list[tuple[int, int, int, int]] = []
     append = sizes.append
-    at, size, ended, problem = 0, bound - start, False, ""
+    at, size, kind, problem = 0, bound - start, -1, ""
+    end_of_track: tuple[int, int] | None = None  # events and bytes up to and with the first one
     while True:
         while step := table[at]:
             append(step)
@@ -266,12 +269,24 @@ def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
         append(min(step, 255))
         at += step
         if kind == END_OF_TRACK:
-            ended = True
-            break
+            end_of_track = end_of_track or (len(sizes), at)
+            if at == size:
+                break
+            table, running_size = by_hand, 0  # Some writers go on; if that makes no sense, it is padding.
+    if end_of_track and (problem or kind != END_OF_TRACK):
+        problem = ""
+        del sizes[end_of_track[0] :]
+        at = end_of_track[1]
+    elif end_of_track and end_of_track[1] < at:
+        problem = "goes on after an end-of-track event"
+    count = len(sizes)
     all_sizes = np.frombuffer(sizes, np.uint8).astype(np.int64)
     for index, step in large:
-        all_sizes[index] = step
-    return _Walk(start, all_sizes, metas, start + at, ended, problem)
+        if index < count:
+            all_sizes[index] = step
+    return _Walk(
+        start, all_sizes, [meta for meta in metas if meta[0] < count], start + at, end_of_track is not None, problem
+    )
 
 
 def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
