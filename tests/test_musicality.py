@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pulse88 import musicality
+from pulse88 import midi_file, musicality
 from pulse88.musicality import Loop
 from pulse88.notes import Note, Performance
 
@@ -169,6 +169,12 @@ def test_another_pitch_or_another_rhythm_ends_a_loop() -> None:
     assert musicality.longest_loop(p).repeats == 3
 
 
+def test_of_equally_frequent_loops_the_longer_one_counts() -> None:
+    short, long = (60, 67, 64, 67), (50, 57, 53, 58, 41, 45, 49, 40)
+    for pitches in (short * 3 + (90,) + long * 3, long * 3 + (90,) + short * 3):
+        assert musicality.longest_loop(melody(pitches))[:3] == (3, 8, 2.0)
+
+
 def test_a_loop_survives_the_jitter_of_a_time_grid() -> None:
     rng = np.random.default_rng(1)
     gaps = 0.25 * (1 + rng.uniform(-0.1, 0.1, 45))
@@ -209,8 +215,8 @@ def test_bars_of_known_length() -> None:
     assert musicality.longest_bar_repetition(p, bar_seconds=2.0) == 3
     late = p.shifted(0.7)
     assert musicality.longest_bar_repetition(late, bar_seconds=2.0, first_bar=0.7) == 3
-    hurried = replace(p, onset=p.onset + np.random.default_rng(0).uniform(0, 0.05, len(p)))
-    assert musicality.longest_bar_repetition(hurried, bar_seconds=2.0) == 3
+    human = replace(p, onset=2.0 + p.onset + np.random.default_rng(0).uniform(-0.05, 0.05, len(p)))
+    assert musicality.longest_bar_repetition(human, bar_seconds=2.0) == 3
 
 
 def test_an_empty_bar_ends_a_row_of_equal_bars() -> None:
@@ -282,7 +288,11 @@ def test_tempo_leaves_repetition(factor: float) -> None:
     p = melody((50, 53, *(60, 67, 64, 67, 72) * 9, 90, 41), gap=0.5)
     quick = faster(p, factor)
     assert musicality.longest_loop(quick, group_seconds=1.0 / factor).repeats == 9
-    assert musicality.ngram_repetition(quick) == musicality.ngram_repetition(p)
+    # Two rounds of eight notes, whose gaps of 0.36 and 0.5 s count as equal at any tempo.
+    onset = np.cumsum([0.0] + [0.5] * 8 + [0.36] * 3 + [0.5] * 4)
+    human = Performance.from_notes(Note(float(t), 0.2, n, 80) for t, n in zip(onset, C_MAJOR * 2, strict=True))
+    assert musicality.ngram_repetition(human) == pytest.approx(1 / 9)
+    assert musicality.ngram_repetition(faster(human, factor)) == pytest.approx(1 / 9)
     similarity = musicality.bar_self_similarity(quick, bar_seconds=2.5 / factor)
     assert similarity == pytest.approx(musicality.bar_self_similarity(p, bar_seconds=2.5))
 
@@ -324,6 +334,5 @@ def test_real_music_is_rarely_accused() -> None:
     files = sorted((corpus / "validation").glob("*/*.mid"))[::12]
     if not files:
         pytest.skip(f"no validation pieces under {corpus}; set PULSE88_CORPUS to the unpacked corpus")
-    midi_file = pytest.importorskip("pulse88.midi_file", reason="midi_file is not there yet", exc_type=ImportError)
     accused = [f.name for f in files if musicality.degenerate(midi_file.read(f).performance)]
     assert len(accused) <= 1, accused

@@ -16,6 +16,7 @@ from pulse88.notes import Floats, Performance
 
 Ints = NDArray[np.int64]
 
+SLACK = 1e-6  # s; float64 times that are meant to be equal may differ by this
 TOGETHER = 0.03  # s; a note this close to the one before it belongs to the same chord, as pianists spread chords.
 GROUP_NOTES = 128  # The longest loop looked for, in notes.
 GROUP_SECONDS = 1.0  # Shorter loops are trills and tremolos; they count as loops of as many rounds as last this long.
@@ -117,7 +118,7 @@ def longest_loop(p: Performance, *, group_notes: int = GROUP_NOTES, group_second
     for size in range(1, min(group_notes, len(p) // 2) + 1):
         same_pitch = pitch[size:] == pitch[:-size]
         now, before = interval[size:], interval[:-size]
-        same_gap = np.abs(now - before) <= np.maximum(0.25 * np.maximum(now, before), 0.01)
+        same_gap = np.abs(now - before) <= np.maximum(0.25 * np.maximum(now, before), 0.01) + SLACK
         # The gap into a run's first note is that into its first round, where the loop isn't yet: it may differ.
         linked = same_pitch[1:] & same_pitch[:-1] & same_gap[1:]
         starts, stops = _runs(linked)
@@ -127,7 +128,7 @@ def longest_loop(p: Performance, *, group_notes: int = GROUP_NOTES, group_second
             continue
         repeats = (stops - starts + 1) // size + 1
         seconds = (onset[starts + size] - onset[starts]).astype(np.float64)
-        repeats[seconds < group_seconds - 1e-6] = 0
+        repeats[seconds < group_seconds - SLACK] = 0
         if (most := int(repeats.max())) >= max(best.repeats, 2):
             at = int(np.flatnonzero(repeats == most)[np.argmax(seconds[repeats == most])])
             found = Loop(most, size, float(seconds[at]), float(onset[starts[at]]))
@@ -145,7 +146,7 @@ def longest_bar_repetition(p: Performance, *, bar_seconds: float | None = None, 
         return longest_loop(p).repeats
     if not len(p):
         return 0
-    step = np.rint((p.onset - first_bar) / bar_seconds * 16).astype(np.int64)
+    step = np.floor((p.onset - first_bar + SLACK) / bar_seconds * 16 + 0.5).astype(np.int64)
     bar, cell = step // 16, (step % 16) * 128 + p.pitch
     bar, cell = np.unique(np.stack((bar, cell)), axis=1)
     number, first = np.unique(bar, return_index=True)
@@ -164,7 +165,7 @@ def bar_self_similarity(p: Performance, *, bar_seconds: float = 2.0) -> float:
     """
     if not len(p):
         return 0.0
-    bar = ((p.onset - p.onset[0]) / bar_seconds).astype(np.int64)
+    bar = ((p.onset - p.onset[0] + SLACK) / bar_seconds).astype(np.int64)
     _, row = np.unique(bar, return_inverse=True)
     struck = np.zeros((int(row.max()) + 1, 128))
     struck[row, p.pitch] = 1
@@ -251,8 +252,8 @@ def summary(p: Performance) -> dict[str, float]:
 
 
 def _group_starts(p: Performance) -> NDArray[np.intp]:
-    """Indices of the notes that begin a group: TOGETHER or more after the note before them."""
-    return np.flatnonzero(np.diff(p.onset, prepend=-np.inf) >= TOGETHER)
+    """Indices of the notes that begin a group, TOGETHER or more after the note before them."""
+    return np.flatnonzero(np.diff(p.onset, prepend=-np.inf) >= TOGETHER - SLACK)
 
 
 def _spread_removed(p: Performance) -> tuple[Ints, Floats]:
