@@ -188,6 +188,19 @@ def test_a_soundfont_without_a_piano_is_refused(tmp_path: Path) -> None:
         audio.to_bytes(ONE, soundfont=silent)
 
 
+def test_a_soundfont_that_points_beyond_its_samples_is_refused(tmp_path: Path) -> None:
+    data = bytearray(audio.default_soundfont().read_bytes())
+    headers = data.rindex(b"shdr")
+    size = int.from_bytes(data[headers + 4 : headers + 8], "little")
+    for start in range(headers + 8, headers + 8 + size, 46):
+        for i in range(4):  # start and end of the sample and of its loop
+            data[start + 20 + 4 * i : start + 24 + 4 * i] = ((1 << 28) + 1000 * i).to_bytes(4, "little")
+    broken = tmp_path / "broken.sf2"
+    broken.write_bytes(data)
+    with pytest.raises(AudioError, match=r"broken\.sf2: the soundfont can't be used"):
+        audio.to_bytes(ONE, soundfont=broken)
+
+
 def test_failed_audio_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(b"old")
