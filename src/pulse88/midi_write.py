@@ -116,7 +116,9 @@ def _part_events(performance: Performance, part: int, name: str, grid: _TickGrid
     """The events of one part in order: at one tick pedal, then note-offs, then note-ons."""
     notes = performance.take(performance.part == part)
     start = grid.ticks(notes.onset)
-    end = grid.ticks(notes.onset + notes.duration)
+    end_time = notes.onset + notes.duration
+    end_time -= np.maximum(1e-9, 4 * np.spacing(end_time))  # A rounded sum may pass the next strike.
+    end = grid.ticks(np.maximum(end_time, notes.onset))
     by_key = np.lexsort((end, start, notes.pitch))
     clash = (np.diff(notes.pitch[by_key].astype(np.int64)) == 0) & (end[by_key[:-1]] > start[by_key[1:]])
     if clash.any():

@@ -6,12 +6,13 @@ velocities are MIDI 1-127, pitches MIDI 0-127 (60 = C4). Nothing here knows of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 PEDAL_DOWN = 64  # A sustain pedal (CC64) counts as down from this value on, as General MIDI has it.
 
@@ -42,6 +43,9 @@ class Meter(NamedTuple):
     time: float
     numerator: int
     denominator: int
+
+
+Change = TypeVar("Change", Tempo, Meter)
 
 
 def _floats() -> Floats:
@@ -77,24 +81,38 @@ class Performance:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.onset)} notes")
         if not len(self.pedal_time) == len(self.pedal_value) == len(self.pedal_part):
             raise ValueError("pedal_time, pedal_value and pedal_part differ in length")
-        _refuse("onset", self.onset, ~(np.isfinite(self.onset) & (self.onset >= 0)), "finite seconds >= 0")
-        _refuse("duration", self.duration, ~(np.isfinite(self.duration) & (self.duration > 0)), "finite seconds > 0")
-        _refuse("pitch", self.pitch, np.asarray(self.pitch) > 127, "0-127")
-        _refuse("velocity", self.velocity, (np.asarray(self.velocity) < 1) | (np.asarray(self.velocity) > 127), "1-127")
-        order = np.lexsort((self.velocity, self.duration, self.pitch, self.onset))
-        for name, dtype in (
-            ("onset", np.float64),
-            ("duration", np.float64),
-            ("pitch", np.uint8),
-            ("velocity", np.uint8),
-            ("part", np.uint8),
-        ):
-            object.__setattr__(self, name, _frozen(np.asarray(getattr(self, name), dtype)[order]))
-        by_time = np.argsort(self.pedal_time, kind="stable")
-        for name, dtype in (("pedal_time", np.float64), ("pedal_value", np.uint8), ("pedal_part", np.uint8)):
-            object.__setattr__(self, name, _frozen(np.asarray(getattr(self, name), dtype)[by_time]))
-        object.__setattr__(self, "tempos", tuple(sorted(self.tempos)))
-        object.__setattr__(self, "meters", tuple(sorted(self.meters)))
+        onset = _seconds("note", "onset", self.onset)
+        duration = _seconds("note", "duration", self.duration)
+        _refuse("note", "duration", duration, duration <= 0, "finite seconds > 0")
+        pitch = _whole("note", "pitch", self.pitch, 0, 127)
+        velocity = _whole("note", "velocity", self.velocity, 1, 127)
+        part = _whole("note", "part", self.part, 0, 255)
+        order = np.argsort(onset, kind="stable")
+        tied = np.diff(onset[order]) == 0
+        at = np.flatnonzero(np.r_[False, tied] | np.r_[tied, False])
+        ties = order[at]
+        order[at] = ties[np.lexsort((velocity[ties], duration[ties], pitch[ties], onset[ties]))]
+        self._set(order, onset=onset, duration=duration, pitch=pitch, velocity=velocity, part=part)
+        pedal_time = _seconds("pedal event", "time", self.pedal_time)
+        pedal_value = _whole("pedal event", "value", self.pedal_value, 0, 127)
+        pedal_part = _whole("pedal event", "part", self.pedal_part, 0, 255)
+        order = np.argsort(pedal_time, kind="stable")
+        self._set(order, pedal_time=pedal_time, pedal_value=pedal_value, pedal_part=pedal_part)
+        for tempo in self.tempos:
+            if not (0 <= tempo.time < math.inf and 0 < tempo.bpm < math.inf):
+                raise ValueError(f"{tempo} is not at finite seconds >= 0 with a finite bpm > 0")
+        for meter in self.meters:
+            if not (0 <= meter.time < math.inf and meter.numerator >= 1 and meter.denominator >= 1):
+                raise ValueError(f"{meter} is not at finite seconds >= 0 with positive numbers")
+        # Stable, by time alone: of two changes at one time the later one of the input holds.
+        object.__setattr__(self, "tempos", tuple(sorted(self.tempos, key=lambda tempo: tempo.time)))
+        object.__setattr__(self, "meters", tuple(sorted(self.meters, key=lambda meter: meter.time)))
+
+    def _set(self, order: NDArray[np.intp], **columns: NDArray) -> None:
+        for name, column in columns.items():
+            in_order = column[order]  # a copy, so that the caller's array stays writeable
+            in_order.flags.writeable = False
+            object.__setattr__(self, name, in_order)
 
     @classmethod
     def from_notes(
@@ -137,19 +155,22 @@ class Performance:
         return replace(self, **{n: getattr(self, n)[keep] for n in ("onset", "duration", "pitch", "velocity", "part")})
 
     def shifted(self, seconds: float) -> Performance:
-        """Everything later by `seconds`; earlier if negative, where events before 0 are moved to 0."""
+        """Everything later by `seconds`; earlier if negative, where events before 0 are moved to 0.
+
+        Of the tempos that would lie at or before 0 the last stays, and so of the meters.
+        """
         return replace(
             self,
             onset=np.maximum(self.onset + seconds, 0.0),
             pedal_time=np.maximum(self.pedal_time + seconds, 0.0),
-            tempos=tuple(t._replace(time=max(t.time + seconds, 0.0)) for t in self.tempos),
-            meters=tuple(m._replace(time=max(m.time + seconds, 0.0)) for m in self.meters),
+            tempos=_changes_shifted(self.tempos, seconds),
+            meters=_changes_shifted(self.meters, seconds),
         )
 
     def transposed(self, semitones: int) -> Performance:
         """Every pitch moved by `semitones`; ValueError if one leaves MIDI 0-127."""
         moved = self.pitch.astype(np.int64) + semitones
-        _refuse("pitch", moved, (moved < 0) | (moved > 127), "0-127")
+        _refuse("note", "pitch", moved, (moved < 0) | (moved > 127), "0-127")
         return replace(self, pitch=moved.astype(np.uint8))
 
     def sustained(self) -> Performance:
@@ -185,7 +206,10 @@ class Performance:
         """Each key let go before the same part strikes it again; of two strikes at once the longer stays."""
         kept = self.take(self._first_of_each_strike())
         next_strike = kept._next_strike(same_part=True)
-        return replace(kept, duration=np.minimum(kept.duration, next_strike - kept.onset))
+        duration = np.minimum(kept.duration, next_strike - kept.onset)
+        # Rounded sums may pass the strike by a last bit, and a tick when they are written.
+        passes = kept.onset + duration > next_strike
+        return replace(kept, duration=np.where(passes, duration - np.spacing(kept.onset + duration), duration))
 
     def _next_strike(self, same_part: bool = False) -> Floats:
         """[N] seconds of the next later onset of the same pitch, inf where there is none."""
@@ -220,12 +244,28 @@ def pedal_spans(time: Floats, down: NDArray[np.bool_], piece_end: float) -> tupl
     return starts, stops
 
 
-def _frozen(array: NDArray) -> NDArray:
-    array.flags.writeable = False
-    return array
+def _changes_shifted(changes: tuple[Change, ...], seconds: float) -> tuple[Change, ...]:
+    moved: list[Change] = [change._replace(time=max(change.time + seconds, 0.0)) for change in changes]
+    at_start: list[Change] = [change for change in moved if change.time == 0.0]
+    return tuple(at_start[-1:] + moved[len(at_start) :])
 
 
-def _refuse(name: str, values: NDArray, bad: NDArray[np.bool_], allowed: str) -> None:
-    if np.any(bad):
+def _seconds(what: str, name: str, values: ArrayLike) -> Floats:
+    seconds = np.asarray(values, np.float64)
+    _refuse(what, name, seconds, ~(np.isfinite(seconds) & (seconds >= 0)), "finite seconds >= 0")
+    return seconds
+
+
+def _whole(what: str, name: str, values: ArrayLike, lowest: int, highest: int) -> Bytes:
+    numbers = np.asarray(values)
+    bad = (numbers < lowest) | (numbers > highest)
+    if numbers.dtype.kind == "f":
+        bad |= numbers != np.trunc(numbers)
+    _refuse(what, name, numbers, bad, f"{lowest}-{highest}")
+    return numbers.astype(np.uint8, copy=False)
+
+
+def _refuse(what: str, name: str, values: NDArray, bad: NDArray[np.bool_], allowed: str) -> None:
+    if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"note {first}: {name} {values[first]} is not in {allowed}")
+        raise ValueError(f"{what} {first}: {name} {values[first]} is not in {allowed}")
