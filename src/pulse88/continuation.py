@@ -1,0 +1,222 @@
+"""A seed played on: the room where the music wing and the model wing meet.
+
+    continuer = Continuer()
+    for continuation in continuer.continue_("seed.mid", seconds=30, takes=2):
+        continuation.write(f"take{continuation.provenance.take}.mid")
+
+What the model reads are the ids of the seed's last notes; where and how the new notes join the seed says join.py.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pulse88 import __version__, engine, generate, midi_file
+from pulse88.config import SamplingConfig
+from pulse88.engine.weights import Weights
+from pulse88.engine.weights import read as read_weights
+from pulse88.join import next_part, writable
+from pulse88.notes import Note, Performance
+from pulse88.playing import Continuation, Playing
+from pulse88.provenance import ContinueConfig, Provenance
+from pulse88.tokenizer import Tokenizer
+from pulse88.vocabulary import BOS, EVENT_TOKENS
+
+WEIGHTS_NAME = "pulse88-40m.safetensors"
+SEED_PART_NAME = "Seed"  # of a performance, whose parts have no names
+
+Seed = Performance | str | Path | bytes
+
+
+class Continuer:
+    """A loaded model that plays on from seeds. Loading reads the weights once; it may be used again and again."""
+
+    def __init__(self, weights: str | Path | Weights | None = None, engine_name: str = "auto") -> None:
+        """Errors: FileNotFoundError, WeightsError (a ValueError), ValueError for an unknown engine."""
+        if not isinstance(weights, Weights):
+            path = Path(weights) if weights else default_weights()
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: there is no such weights file: check --weights, or leave it out")
+            weights = read_weights(path)
+        self.weights = weights
+        self.engine = engine.load(self.weights, engine_name)
+        self.tokenizer = Tokenizer(self.weights.grid)
+
+    def continue_(
+        self,
+        seed: Seed,
+        *,
+        seconds: float | None = None,
+        notes: int | None = None,
+        seed_notes: int = 128,
+        takes: int = 1,
+        sampling: SamplingConfig | None = None,
+        random_seed: int | None = None,
+        until_end: bool = False,
+        only_new: bool = False,
+    ) -> list[Continuation]:
+        """`takes` continuations of a MIDI file or a performance; what the settings mean is said in ContinueConfig.
+
+        ValueError (a MidiError is one) if the seed can't be read or has no piano note, and for settings that mean
+        nothing.
+        """
+        config = ContinueConfig(seconds, notes, seed_notes, takes, random_seed, until_end, only_new)
+        return [playing.finish() for playing in self.begin(seed, config, sampling)]
+
+    def stream(
+        self,
+        seed: Seed,
+        *,
+        seconds: float | None = None,
+        notes: int | None = None,
+        seed_notes: int = 128,
+        sampling: SamplingConfig | None = None,
+        random_seed: int | None = None,
+        until_end: bool = False,
+    ) -> Iterator[Note]:
+        """The first take's notes as they are made, on the seed's clock; settings and errors as in `continue_`."""
+        config = ContinueConfig(seconds, notes, seed_notes, 1, random_seed, until_end)
+        return iter(self.begin(seed, config, sampling)[0])
+
+    def begin(
+        self, seed: Seed, config: ContinueConfig | None = None, sampling: SamplingConfig | None = None
+    ) -> list[Playing]:
+        """Reads the seed once, for all takes; nothing new is made yet. Errors as in `continue_`."""
+        config, sampling = config or ContinueConfig(), sampling or SamplingConfig()
+        random_seed = secrets.randbelow(2**32) if config.random_seed is None else config.random_seed
+        performance, names, remarks = _read(seed)
+        seed_ids, more_remarks = self._seed_ids(performance, config.seed_notes, _name_of(seed))
+        written = writable(performance)
+        first = generate.begin(self.engine, seed_ids, sampling, random_seed=random_seed, may_end=config.until_end)
+        provenance = Provenance(
+            version=__version__,
+            weights_sha256=self.weights.sha256,
+            engine=self.engine.name,
+            sampling=sampling,
+            random_seed=random_seed,
+            take=0,
+            until_end=config.until_end,
+            only_new=config.only_new,
+            keep=first.keep,
+            boundary=float(performance.onset[-1]),
+            new_part=next_part(written),
+            new_notes=0,
+            seed_ids=seed_ids,
+        )
+        return [
+            Playing(
+                self.tokenizer,
+                first.numbered(number),
+                written,
+                provenance.boundary,
+                replace(provenance, take=number),
+                limit_notes=config.notes,
+                limit_seconds=config.limit_seconds,
+                seed_names=names,
+                remarks=remarks + more_remarks,
+            )
+            for number in range(config.takes)
+        ]
+
+    def replay(self, source: str | Path | bytes) -> Playing:
+        """The take that a file written by `Continuation.write` holds, about to be made again from its settings.
+
+        The bytes are the same if weights, engine and pulse88's version are; ValueError for other weights, and for a
+        file without pulse88's settings. Another engine may differ where two ids are almost equally likely.
+        """
+        name = _name_of(source)
+        provenance = provenance_of(source)
+        if provenance is None:
+            raise ValueError(f"{name} carries no pulse88 settings: only what `pulse88 continue` wrote can be replayed")
+        if provenance.weights_sha256 != self.weights.sha256:
+            raise ValueError(
+                f"{name} was made with other weights (sha256 {provenance.weights_sha256[:16]}..., these have "
+                f"{self.weights.sha256[:16]}...): name the file it was made with by --weights"
+            )
+        heard, report = midi_file.read(source)
+        if provenance.only_new:
+            seed, boundary = Performance(tempos=heard.tempos, meters=heard.meters), 0.0
+        else:
+            seed, boundary = heard.take(heard.part != provenance.new_part), provenance.boundary
+        take = generate.begin(
+            self.engine,
+            provenance.seed_ids,
+            provenance.sampling,
+            random_seed=provenance.random_seed,
+            number=provenance.take,
+            may_end=provenance.until_end,
+            keep=provenance.keep,
+        )
+        return Playing(
+            self.tokenizer,
+            take,
+            seed,
+            boundary,
+            provenance,
+            limit_notes=provenance.new_notes,
+            limit_seconds=math.inf,
+            seed_names=report.parts[: provenance.new_part],
+        )
+
+    def _seed_ids(
+        self, performance: Performance, seed_notes: int, name: str
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Ids of the last notes, with BOS if they are all, and remarks on what encoding changed."""
+        longest = generate.longest_seed(self.engine)
+        if seed_notes > longest:
+            positions = self.engine.config.max_positions
+            raise ValueError(f"seed_notes must be at most {longest} with a context of {positions}, not {seed_notes}")
+        encoding = self.tokenizer.encode(performance, begins=True, ends=False)
+        events = encoding.ids.tolist()[1:]
+        if not events:
+            raise ValueError(f"{name} has no note on the 88 keys of a piano: there is nothing to continue")
+        window = events[-seed_notes * EVENT_TOKENS :]
+        bos = (BOS,) if len(window) == len(events) else ()
+        return (*bos, *window), tuple(encoding.report.lines())
+
+
+def default_weights() -> Path:
+    """The weights that came with pulse88: in the installed package, or in the repository's weights/ folder.
+
+    FileNotFoundError, naming the remedy, if neither is there.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "_weights", package / "weights", package.parents[1] / "weights"):
+        if (folder / WEIGHTS_NAME).is_file():
+            return folder / WEIGHTS_NAME
+    raise FileNotFoundError(
+        f"{WEIGHTS_NAME} is neither in the package nor in weights/: install pulse88 again, or name a file by --weights"
+    )
+
+
+def provenance_of(source: str | Path | bytes) -> Provenance | None:
+    """What a MIDI file says it was made of; None if pulse88 didn't write it. ValueError if that is damaged."""
+    try:
+        return Provenance.found_in(midi_file.read_texts(source))
+    except midi_file.MidiError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{_name_of(source)}: {error}") from error
+
+
+def _name_of(seed: Seed) -> str:
+    return str(seed) if isinstance(seed, (str, Path)) else "the seed"
+
+
+def _read(seed: Seed) -> tuple[Performance, tuple[str, ...], tuple[str, ...]]:
+    """The seed, the names of its parts, and remarks on what reading changed."""
+    if isinstance(seed, Performance):
+        performance, remarks = seed, tuple[str, ...]()
+        names: tuple[str, ...] = (SEED_PART_NAME,) * len(np.unique(seed.part))
+    else:
+        performance, report = midi_file.read(seed)
+        names, remarks = report.parts, tuple(report.lines())
+    if not len(performance):
+        raise ValueError(f"{_name_of(seed)} has no piano note: there is nothing to continue")
+    return performance, names, remarks

@@ -1,0 +1,150 @@
+"""One take of a continuation: under way, note by note (Playing), and made (Continuation)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pulse88 import generate, midi_file
+from pulse88.join import alone, joined
+from pulse88.notes import Note, Performance
+from pulse88.provenance import Provenance
+from pulse88.tokenizer import Tokenizer
+
+NEW_PART_NAME = "Pulse88"
+
+
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """One take: the seed as it was given, the new notes, and what they were made of."""
+
+    seed: Performance  # as read, but keys that were struck again while held are let go at the second strike
+    boundary: float  # seconds of the seed at the join: its last note's onset
+    new: Performance  # part 0; time 0 is the join; no key is struck again before it is let go
+    ids: NDArray[np.uint8]  # [4 * notes] what the model wrote
+    provenance: Provenance
+    seed_names: tuple[str, ...] = ()  # of the seed's parts
+    remarks: tuple[str, ...] = ()  # what was changed or left out in reading the seed
+
+    @cached_property
+    def whole(self) -> Performance:
+        """The seed and the new notes, these as the last part; a pedal that stays down rises where the seed ends."""
+        return joined(self.seed, self.new, self.boundary, self.provenance.new_part)
+
+    @cached_property
+    def alone(self) -> Performance:
+        """The new notes alone, time 0 at the join, with the tempos and meters that are in force from there on."""
+        return alone(self.new, self.seed, self.boundary)
+
+    @property
+    def performance(self) -> Performance:
+        """What is written: `alone` if only the new notes were asked for, else `whole`."""
+        return self.alone if self.provenance.only_new else self.whole
+
+    @property
+    def _texts(self) -> list[str]:
+        return [self.provenance.to_text()]
+
+    @property
+    def _part_names(self) -> list[str]:
+        return [NEW_PART_NAME] if self.provenance.only_new else [*self.seed_names, NEW_PART_NAME]
+
+    def to_bytes(self) -> bytes:
+        """The MIDI file, its provenance in a text event. Equal takes give equal bytes."""
+        return midi_file.to_bytes(self.performance, texts=self._texts, part_names=self._part_names)
+
+    def write(self, path: str | Path) -> None:
+        """Writes `to_bytes`; a reader sees an old file or the whole new one."""
+        midi_file.write(self.performance, path, texts=self._texts, part_names=self._part_names)
+
+
+class Playing:
+    """One take under way: iterate for its notes as they are made, each once; ask for the continuation at any time.
+
+    Notes carry the seed's clock. They are as the model wrote them: a key may be struck again while it sounds, which
+    the continuation cuts at the second strike.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        take: generate.Take,
+        seed: Performance,
+        boundary: float,
+        provenance: Provenance,
+        *,
+        limit_notes: int | None,
+        limit_seconds: float,
+        seed_names: tuple[str, ...] = (),
+        remarks: tuple[str, ...] = (),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._take = take
+        self._seed = seed
+        self._boundary = boundary
+        self._provenance = provenance
+        self._limit_notes = limit_notes
+        self._limit_seconds = limit_seconds
+        self._seed_names = seed_names
+        self.remarks = remarks  # what was changed or left out in reading the seed
+        self._notes: list[Note] = []  # time 0 is the join
+        self._ids: list[int] = []
+        self._finished = False
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of what has been made so far."""
+        return replace(self._provenance, new_notes=len(self._notes))
+
+    @property
+    def notes(self) -> int:
+        """Notes made so far."""
+        return len(self._notes)
+
+    @property
+    def seconds(self) -> float:
+        """From the join to the onset of the latest note."""
+        return self._notes[-1].onset if self._notes else 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of the asked length is made, 0 to 1."""
+        by_notes = self.notes / self._limit_notes if self._limit_notes else 0.0
+        return max(by_notes, self.seconds / self._limit_seconds)
+
+    def __iter__(self) -> Iterator[Note]:
+        return self
+
+    def __next__(self) -> Note:
+        if self._finished or len(self._notes) == self._limit_notes:
+            raise StopIteration
+        step = generate.advance(self._take)
+        if step is None:
+            self._finished = True
+            raise StopIteration
+        event, after = step
+        (note,) = self._tokenizer.decode(event, origin=self.seconds)
+        if note.onset > self._limit_seconds:
+            self._finished = True
+            raise StopIteration
+        self._take = after
+        self._notes.append(note)
+        self._ids += event
+        return note._replace(onset=note.onset + self._boundary, part=self._provenance.new_part)
+
+    def continuation(self) -> Continuation:
+        """What has been made so far, in order to be written or made again as it is."""
+        new = Performance.from_notes(self._notes).without_overlaps()
+        ids = np.array(self._ids, np.uint8)
+        return Continuation(self._seed, self._boundary, new, ids, self.provenance, self._seed_names, self.remarks)
+
+    def finish(self) -> Continuation:
+        """Plays to the end, then the continuation."""
+        for _ in self:
+            pass
+        return self.continuation()
