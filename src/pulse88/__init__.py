@@ -5,7 +5,7 @@
     (made,) = Continuer().continue_("seed.mid", seconds=30)
     made.write("out.mid")
     render(made.performance, "out.wav")
-    draw(made.performance, "out.png", boundary=made.boundary)
+    draw(made.performance, "out.png", boundary=made.split)
 
 Public names are loaded when they are first used, so that `import pulse88` costs nothing.
 """

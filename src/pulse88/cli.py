@@ -292,11 +292,8 @@ def _write(continuation: Continuation, paths: dict[str, Path], soundfont: Path |
         audio.render(continuation.performance, paths["wav"], soundfont=soundfont)
     if "png" in paths:
         from pulse88 import picture
-        from pulse88.join import split_time
 
-        made_of = continuation.provenance
-        boundary = None if made_of.only_new else split_time(continuation.whole, made_of.new_part)
-        picture.draw(continuation.performance, paths["png"], boundary=boundary, title=paths["mid"].stem)
+        picture.draw(continuation.performance, paths["png"], boundary=continuation.split, title=paths["mid"].stem)
     return ", ".join(map(str, paths.values()))
 
 

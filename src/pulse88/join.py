@@ -74,10 +74,5 @@ def split_time(whole: Performance, new_part: int) -> float | None:
 
 def alone(new: Performance, seed: Performance, boundary: float) -> Performance:
     """The new notes without the seed, time 0 at the boundary, with the tempos and meters in force from there on."""
-    first_tempo = max(sum(t.time <= boundary for t in seed.tempos) - 1, 0)
-    first_meter = max(sum(m.time <= boundary for m in seed.meters) - 1, 0)
-    return replace(
-        new,
-        tempos=tuple(t._replace(time=max(t.time - boundary, 0.0)) for t in seed.tempos[first_tempo:]),
-        meters=tuple(m._replace(time=max(m.time - boundary, 0.0)) for m in seed.meters[first_meter:]),
-    )
+    moved = seed.shifted(-boundary)
+    return replace(new, tempos=moved.tempos, meters=moved.meters)

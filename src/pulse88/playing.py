@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse88 import generate, midi_file
-from pulse88.join import alone, joined
+from pulse88.join import alone, joined, split_time
 from pulse88.notes import Note, Performance
 from pulse88.provenance import Provenance
 from pulse88.tokenizer import Tokenizer
@@ -45,6 +45,11 @@ class Continuation:
     def performance(self) -> Performance:
         """What is written: `alone` if only the new notes were asked for, else `whole`."""
         return self.alone if self.provenance.only_new else self.whole
+
+    @property
+    def split(self) -> float | None:
+        """Seconds at which a picture of `performance` changes its colour; None if only one side is in it."""
+        return None if self.provenance.only_new else split_time(self.whole, self.provenance.new_part)
 
     @property
     def _texts(self) -> list[str]:
