@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 MAX_BYTES = 64 * 2**20
 MAX_EVENTS = 8_000_000
+MAX_METAS = 1_000_000  # text, name, tempo and meter events
 MAX_TRACKS = 65_535  # The header counts tracks in 16 bits.
 
 TEXT, TRACK_NAME, END_OF_TRACK, TEMPO, METER = 0x01, 0x03, 0x2F, 0x51, 0x58
 _KEPT_METAS = frozenset((TEXT, TRACK_NAME, TEMPO, METER))
+_TOO_MANY = "too many events, or tracks within tracks: take a smaller file"
 _LONGEST_STEP = 7  # bytes: four of delta time, three of message
 _BLOCK = 2**20
 
@@ -55,7 +57,7 @@ class Events(NamedTuple):
 def parse(data: bytes) -> Events:
     """The events of a file; MidiError (without the file's name) if it is no MIDI file or too large."""
     if len(data) > MAX_BYTES:
-        raise MidiError(f"{len(data) / 2**20:.0f} MiB, at most {MAX_BYTES // 2**20} MiB are read: take a smaller file")
+        raise MidiError(f"more than {MAX_BYTES / 2**20:g} MiB: take a smaller file")
     damage: list[str] = []
     data = _unwrap(data, damage)
     header_size = int.from_bytes(data[4:8], "big")
@@ -136,7 +138,7 @@ def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
     """Every track, found by chunk lengths where they are right and by looking for `MTrk` where they are not."""
     steps = _event_steps(data)
     walks: list[_Walk] = []
-    events = work = 0
+    events = metas = work = 0
     while at + 8 <= len(data):
         start = at + 8
         end = start + int.from_bytes(data[at + 4 : start], "big")
@@ -171,9 +173,10 @@ def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
             damage.append(f"byte {walk.stop}: {what} {name}, {reading}")
         walks.append(walk)
         events += len(walk.sizes)
+        metas += len(walk.metas)
         work += bound - start
-        if events > MAX_EVENTS or work > 8 * len(data):
-            raise MidiError(f"more than {MAX_EVENTS:,} events, or tracks within tracks: take a smaller file")
+        if events > MAX_EVENTS or metas > MAX_METAS or work > 8 * len(data):
+            raise MidiError(_TOO_MANY)
     if at < len(data):
         damage.append(f"byte {at}: {len(data) - at} bytes after the last track, skipped")
     return walks
@@ -263,6 +266,8 @@ def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
         if stop > bound:
             problem = "stops within an event"
             break
+        if len(sizes) > MAX_EVENTS or len(metas) > MAX_METAS:
+            raise MidiError(_TOO_MANY)
         step = stop - start - at
         if step > 255:
             large.append((len(sizes), step))

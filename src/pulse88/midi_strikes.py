@@ -62,19 +62,23 @@ def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
 
 
 def programs(events: Events, lane: Ints, strike: Ints) -> Ints:
-    """The General MIDI program, 0-127, with which each note is struck."""
+    """The General MIDI program, 0-127, with which each note is struck; 0 before any program change."""
     change = np.flatnonzero((events.status & 0xF0) == 0xC0)
-    program = np.zeros(len(strike), np.int64)
     if not events.data1[change].any():
-        return program
-    plays = np.bincount(lane[strike], minlength=16 * len(events.track_end)) > 0
-    has_own = np.bincount(lane[change], minlength=len(plays)) > 0
-    for current in np.flatnonzero(plays).tolist():
-        notes = np.flatnonzero(lane[strike] == current)
-        mine = lane[change] == current
-        if not has_own[current]:
-            mine = (lane[change] % 16 == current % 16) & ~plays[lane[change]]
-        rows = change[mine][np.argsort(events.tick[change[mine]], kind="stable")]
-        at = np.searchsorted(events.tick[rows], events.tick[strike[notes]], side="right")
-        program[notes] = np.r_[0, events.data1[rows]][at]
-    return program
+        return np.zeros(len(strike), np.int64)
+    lanes = 16 * len(events.track_end)
+    plays = np.bincount(lane[strike], minlength=lanes) > 0
+    has_own = np.bincount(lane[change], minlength=lanes) > 0
+    # A lane hears its own changes or, if it has none, those that silent tracks make for its channel.
+    hears = np.r_[
+        np.where(plays[lane[change]], lane[change], lanes + lane[change] % 16),
+        np.where(has_own[lane[strike]], lane[strike], lanes + lane[strike] % 16),
+    ]
+    is_note = np.arange(len(hears)) >= len(change)
+    order = np.lexsort((is_note, events.tick[np.r_[change, strike]], hears))
+    latest = np.maximum.accumulate(np.where(is_note[order], -1, np.arange(len(order))))
+    change_of = order[latest]  # of each note and change in order, the change in force
+    heard = (latest >= 0) & (hears[change_of] == hears[order])
+    program = np.zeros(len(order), np.int64)
+    program[order[heard]] = events.data1[change[change_of[heard]]]
+    return program[len(change) :]
