@@ -52,7 +52,8 @@ def distance(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> fl
     """Largest difference between two snapshots, each array measured in units of its own largest value."""
     assert a.keys() == b.keys()
     assert all(a[name].shape == b[name].shape for name in a)
-    return max(float(np.abs(a[name] - b[name]).max() / max(1.0, np.abs(b[name]).max())) for name in a)
+    sizes = {name: max(1.0, float(np.abs(b[name]).max(initial=0))) for name in b}
+    return max(float(np.abs(a[name] - b[name]).max(initial=0)) / sizes[name] for name in a)
 
 
 def law_error(

@@ -1,10 +1,11 @@
+import logging
 import subprocess
 import sys
 
 import pytest
 
 from engine_law import random_weights
-from pulse88.engine import WeightsError, load
+from pulse88.engine import WeightsError, load, native
 from pulse88.engine.weights import metadata_of, save
 from pulse88.vocabulary import PUBLISHED
 
@@ -18,6 +19,27 @@ def test_an_engine_is_loaded_from_a_file_or_from_memory(tmp_path):
         assert engine.name == "numpy"
         assert engine.config == weights.config
         assert engine.forward([[1, 2]], engine.zero_state())[0].shape == (1, 2, 171)
+
+
+def test_auto_takes_the_native_engine_where_there_is_one():
+    try:
+        native.library()
+    except ImportError as problem:
+        pytest.skip(f"no native engine here: {problem}")
+    assert load(random_weights("tiny")).name == "native"
+    assert load(random_weights("tiny"), engine="native").name == "native"
+
+
+def test_without_the_native_engine_auto_says_so_and_native_fails(monkeypatch, caplog):
+    def missing() -> None:
+        raise ImportError("never built")
+
+    monkeypatch.setattr(native, "library", missing)
+    with caplog.at_level(logging.WARNING):
+        assert load(random_weights("tiny")).name == "numpy"
+    assert "never built" in caplog.text
+    with pytest.raises(ImportError, match="never built"):
+        load(random_weights("tiny"), engine="native")
 
 
 def test_unknown_engines_and_damaged_files_are_refused(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 
 from engine_law import TOLERANCE, distance, random_ids, weights_of
 from pulse88.config import PULSE88_40M, TINY, ModelConfig
-from pulse88.engine import Engine
+from pulse88.engine import Engine, native
 from pulse88.engine.layout import expected_shapes, mixers
+from pulse88.engine.native import NativeEngine
 from pulse88.engine.reference import NumpyEngine
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pulse88[train]'")
@@ -61,6 +62,15 @@ def agrees(engine: Engine, model: Any, batch: int, pieces: list[int]) -> None:
 def test_numpy_engine_agrees_with_torch(config):
     weights = weights_of(config)
     agrees(NumpyEngine(weights), torch_model(config, weights.tensors), 2, [50, 1, 1, 33])
+
+
+def test_native_engine_agrees_with_torch():
+    try:
+        native.library()
+    except ImportError as problem:
+        pytest.skip(f"no native engine here: {problem}")
+    weights = weights_of(TINY)
+    agrees(NativeEngine(weights), torch_model(TINY, weights.tensors), 2, [50, 1, 1, 33])
 
 
 def test_numpy_engine_agrees_with_torch_in_full_size():

@@ -229,8 +229,8 @@ def test_rows_are_copied_only_when_they_must_be():
     empty = Rows.empty(2, 1, 1, 4)
     first = empty.grown(3, 100)
     second = first.grown(1, 100)
-    assert second.buffer is first.buffer
-    assert first.grown(1, 100).buffer is not first.buffer  # The next row belongs to `second`.
+    assert second.buffer_ABHND is first.buffer_ABHND
+    assert first.grown(1, 100).buffer_ABHND is not first.buffer_ABHND  # The next row belongs to `second`.
     assert second.grown(200 - 4, 200).view().shape == (2, 1, 1, 200, 4)
 
 

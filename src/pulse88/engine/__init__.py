@@ -6,6 +6,7 @@ forward(x) equals forward of x's pieces with the state carried over, wherever th
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from pulse88.engine.weights import Weights, WeightsError
 __all__ = ["ENGINES", "Engine", "State", "Weights", "WeightsError", "load"]
 
 ENGINES = ("auto", "native", "numpy")
+_log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -52,14 +54,24 @@ def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:
     """An engine over a weights file or weights in memory.
 
     `auto` takes native where it was built, and otherwise numpy, which it says in the log. WeightsError if the file
-    can't be used, ValueError for an unknown engine, ImportError if native is asked for and wasn't built.
+    can't be used, ValueError for an unknown engine, ImportError if native is asked for and was not built.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}, there are {', '.join(ENGINES)}")
     if not isinstance(weights, Weights):
         weights = weights_file.read(weights)
-    if engine == "native":
-        raise ImportError("the native engine was not built on installation: use numpy")
+    if engine != "numpy":
+        # Each engine is imported where it is chosen, so that a machine without the one starts the other.
+        from pulse88.engine import native
+
+        try:
+            native.library()
+        except ImportError as error:
+            if engine == "native":
+                raise
+            _log.warning("the numpy engine runs, several times slower than the native one: %s", error)
+        else:
+            return native.NativeEngine(weights)
     from pulse88.engine.reference import NumpyEngine
 
     return NumpyEngine(weights)

@@ -36,20 +36,19 @@ class State(Protocol):
         """
 
 
-class _Buffer:
-    """Room for rows, shared by all states that grew from one another. `used` rows have an owner."""
+class Claims:
+    """Who may write the rows of a buffer that states share: `used` rows have an owner, of `capacity` in all."""
 
-    def __init__(self, rows_ABHND: NDArray[Any], used: int) -> None:
-        self.rows_ABHND = rows_ABHND
-        self.used = used
+    def __init__(self, used: int, capacity: int) -> None:
+        self._used, self._capacity = used, capacity
         self._lock = threading.Lock()
 
     def claim(self, start: int, stop: int) -> bool:
-        """Whether the rows from start to stop were free; they are taken from now on."""
+        """Whether the rows from start to stop exist and were free; if so they are taken from now on."""
         with self._lock:
-            free = self.used == start and stop <= self.rows_ABHND.shape[3]
+            free = self._used == start and stop <= self._capacity
             if free:
-                self.used = stop
+                self._used = stop
             return free
 
 
@@ -57,12 +56,13 @@ class _Buffer:
 class Rows:
     """The first `length` rows of a buffer. Rows once written never change, so states share buffers."""
 
-    buffer: _Buffer
+    buffer_ABHND: NDArray[Any]
+    claims: Claims
     length: int
 
     @classmethod
     def empty(cls, arrays: int, batch: int, heads: int, width: int, dtype: type[np.floating] = np.float32) -> Rows:
-        return cls(_Buffer(np.empty((arrays, batch, heads, 0, width), dtype), 0), 0)
+        return cls(np.empty((arrays, batch, heads, 0, width), dtype), Claims(0, 0), 0)
 
     def grown(self, count: int, limit: int) -> Rows:
         """These rows and `count` new ones for the caller to write, never more than `limit` in all.
@@ -71,21 +71,21 @@ class Rows:
         """
         stop = self.length + count
         assert stop <= limit
-        if self.buffer.claim(self.length, stop):
-            return Rows(self.buffer, stop)
+        if self.claims.claim(self.length, stop):
+            return Rows(self.buffer_ABHND, self.claims, stop)
         capacity = min(limit, max(2 * stop, 64))
-        shape = self.buffer.rows_ABHND.shape
-        grown_ABHND = np.empty((*shape[:3], capacity, shape[4]), self.buffer.rows_ABHND.dtype)
+        shape = self.buffer_ABHND.shape
+        grown_ABHND = np.empty((*shape[:3], capacity, shape[4]), self.buffer_ABHND.dtype)
         grown_ABHND[..., : self.length, :] = self.view()
-        return Rows(_Buffer(grown_ABHND, stop), stop)
+        return Rows(grown_ABHND, Claims(stop, capacity), stop)
 
     def view(self) -> NDArray[Any]:
         """[A, B, H, length, D], not to be written by anybody but who made these rows grow."""
-        return self.buffer.rows_ABHND[..., : self.length, :]
+        return self.buffer_ABHND[..., : self.length, :]
 
     def repeated(self, count: int) -> Rows:
         """These rows of batch 1 as batch `count`."""
-        return Rows(_Buffer(np.repeat(self.view(), count, axis=1), self.length), self.length)
+        return Rows(np.repeat(self.view(), count, axis=1), Claims(self.length, self.length), self.length)
 
 
 def checked_ids(ids: ArrayLike, state: State, config: ModelConfig) -> NDArray[np.intp]:

@@ -1,0 +1,142 @@
+/* What Python calls: packing of weights, the check of a plan, the choice of a kernel. A plain shared library. */
+#include "native.h"
+
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+enum { BASELINE, AVX2, AVX512 };
+
+/* Sizes that Python relies on; they must be what its side says. */
+EXPORT int64_t p88_size_of(int64_t what) {
+    switch (what) {
+        case 0: return sizeof(Call);
+        case 1: return sizeof(Model) / sizeof(int64_t);
+        case 2: return sizeof(Mixer) / sizeof(int64_t);
+        case 3: return PAGE;
+        case 4: return KEYS;
+        default: return -1;
+    }
+}
+
+/* Whether this machine runs a kernel. */
+EXPORT int p88_runs(int kernel) {
+    if (kernel == BASELINE) return 1;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (kernel == AVX2) return has_avx2;
+    if (kernel == AVX512)
+        return has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl");
+#endif
+    return 0;
+}
+
+/* Bytes of a packed matrix. */
+EXPORT int64_t p88_packed_bytes(int is_int8, int64_t rows, int64_t cols) {
+    if (rows <= 0 || cols <= 0 || (is_int8 && cols % 4)) return -1;
+    return round_up(rows, PANEL) * cols * (is_int8 ? 1 : 4);
+}
+
+/* A row-major matrix into groups of panels. Within a group of n panels, float32 is [cols, n * PANEL]; int8 is
+ * [cols / 4, n * PANEL, 4], four inputs of one output side by side. Outputs past the matrix's rows are zeros. */
+EXPORT int p88_pack(int is_int8, const void *source, int64_t rows, int64_t cols, uint8_t *packed, int64_t bytes) {
+    if (bytes < 0 || p88_packed_bytes(is_int8, rows, cols) != bytes) return 0;
+    memset(packed, 0, (size_t)bytes);
+    for (int64_t first = 0; first < rows; first += GROUP * PANEL) {
+        const int64_t left = round_up(rows - first, PANEL), width = left < GROUP * PANEL ? left : GROUP * PANEL;
+        for (int64_t r = first; r < rows && r < first + width; r++)
+            for (int64_t c = 0; c < cols; c++)
+                if (is_int8)
+                    packed[(c / 4 * width + r - first) * 4 + c % 4] = ((const uint8_t *)source)[r * cols + c];
+                else
+                    memcpy(packed + (c * width + r - first) * 4, (const float *)source + r * cols + c, 4);
+        packed += width * cols * (is_int8 ? 1 : 4);
+    }
+    return 1;
+}
+
+static int within(int64_t offset, int64_t length, int64_t bytes) {
+    return offset >= 0 && offset % 4 == 0 && length >= 0 && length <= bytes && offset <= bytes - length;
+}
+
+static int floats_within(int64_t offset, int64_t count, int64_t bytes) {
+    return count >= 0 && count <= bytes / 4 && within(offset, 4 * count, bytes);
+}
+
+static int matrix_within(const Matrix *matrix, int64_t rows, int64_t cols, int64_t bytes) {
+    const int is_int8 = matrix->scale >= 0;
+    if (matrix->rows != rows || matrix->cols != cols || rows <= 0 || cols <= 0 || rows > bytes || cols > bytes / rows)
+        return 0;
+    const int64_t length = p88_packed_bytes(is_int8, rows, cols);
+    return length >= 0 && within(matrix->data, length, bytes) &&
+           (!is_int8 || floats_within(matrix->scale, round_up(rows, PANEL), bytes));
+}
+
+/* Whether every offset and size of a plan of `count` values lies within `bytes` of weights. */
+EXPORT int p88_check(const int64_t *plan, int64_t count, int64_t bytes) {
+    const int64_t header = sizeof(Model) / sizeof(int64_t), each = sizeof(Mixer) / sizeof(int64_t);
+    const Model *m = (const Model *)plan;
+    const int64_t limit = 1 << 24; /* of any width, so that no product overflows */
+    if (count < header || m->mixers < 0 || m->mixers > (count - header) / each) return 0;
+    if (count != header + m->mixers * each) return 0;
+    const int64_t sizes[] = {m->vocabulary, m->width, m->positions, m->inner, m->heads, m->key,
+                             m->value, m->conv, m->q_heads, m->kv_heads, m->head_dim};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i] <= 0 || sizes[i] > limit) return 0;
+    if (m->conv > LARGEST_CONV || m->heads > LARGEST_HEADS) return 0;
+    if (m->q_heads % m->kv_heads || m->q_heads * m->head_dim != m->width || m->head_dim % 2) return 0;
+    const int64_t keys = m->heads * m->key, values = m->heads * m->value;
+    const int64_t shared = m->kv_heads * m->head_dim;
+    int ok = floats_within(m->reals, 2, bytes) && floats_within(m->tokens_table, m->vocabulary * m->width, bytes) &&
+             floats_within(m->positions_table, m->positions * m->width, bytes) &&
+             floats_within(m->rotary, m->positions * m->head_dim, bytes) &&
+             floats_within(m->final_weight, m->width, bytes) && floats_within(m->final_bias, m->width, bytes) &&
+             matrix_within(&m->head, m->vocabulary, m->width, bytes);
+    for (const Mixer *x = m->mixer; ok && x < m->mixer + m->mixers; x++) {
+        ok = floats_within(x->norm_weight, m->width, bytes) && floats_within(x->norm_bias, m->width, bytes);
+        if (x->kind == GDN)
+            ok = ok && matrix_within(&x->in, m->inner, m->width, bytes) &&
+                 matrix_within(&x->core, 2 * (keys + values + m->heads), m->inner, bytes) &&
+                 matrix_within(&x->merge, m->inner, values, bytes) &&
+                 matrix_within(&x->out, m->width, m->inner, bytes) &&
+                 floats_within(x->conv, m->conv * channels(m), bytes) && floats_within(x->decay, m->heads, bytes) &&
+                 floats_within(x->dt, m->heads, bytes) && floats_within(x->o_norm, m->value, bytes);
+        else
+            ok = ok && x->kind == GQA && matrix_within(&x->in, m->width + 2 * shared, m->width, bytes) &&
+                 matrix_within(&x->out, m->width, m->width, bytes);
+    }
+    return ok;
+}
+
+EXPORT int64_t p88_page_floats(const int64_t *plan) { return page_floats((const Model *)plan); }
+
+EXPORT int64_t p88_scratch_floats(const int64_t *plan, int64_t rows) {
+    Scratch scratch;
+    return carve((const Model *)plan, rows, NULL, &scratch);
+}
+
+/* One forward pass of a plan that p88_check has passed. Returns 0 if the call doesn't fit the plan. */
+EXPORT int p88_forward(int kernel, const int64_t *plan, const uint8_t *weights, const Call *call) {
+    const Model *m = (const Model *)plan;
+    if (call->batch < 1 || call->tokens < 1 || call->position < 0 || call->tokens > m->positions - call->position)
+        return 0;
+    if (call->batch > (int64_t)1 << 20 || call->capacity % KEYS || call->capacity < call->position + call->tokens)
+        return 0;
+    if (call->scratch_floats < p88_scratch_floats(plan, call->batch * call->tokens)) return 0;
+    for (int64_t i = 0; i < call->batch * call->tokens; i++)
+        if (call->ids[i] < 0 || call->ids[i] >= m->vocabulary) return 0;
+    if (!p88_runs(kernel)) return 0;
+#if defined(__x86_64__)
+    if (kernel == AVX512) p88_forward_avx512(m, weights, call);
+    else if (kernel == AVX2) p88_forward_avx2(m, weights, call);
+    else
+#endif
+        p88_forward_baseline(m, weights, call);
+    return 1;
+}

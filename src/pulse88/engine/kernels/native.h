@@ -1,0 +1,147 @@
+/* What the kernels and their caller share: the plan of a model, and one call.
+ *
+ * A plan is nothing but int64 values, so that Python can write it as an array. All offsets are bytes into one block of
+ * weights. Every field is checked by p88_check before any forward pass uses it.
+ *
+ * Letters: B batch, T tokens, M = B * T rows, D model width, I inner width of a GDN block, H heads, K key width,
+ * V value width, C convolved channels (q|k|v), W = conv - 1 kept inputs, P tokens of a page, L lanes of a vector.
+ */
+#ifndef PULSE88_NATIVE_H
+#define PULSE88_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { PAGE = 16 };    /* tokens between two rewritings of a GDN memory; pages begin at multiples of it */
+enum { PANEL = 16 };   /* outputs side by side in packed weights */
+enum { GROUP = 4 };    /* panels that are packed together */
+enum { KEYS = 16 };    /* keys side by side in the key cache */
+enum { LARGEST_CONV = 16, LARGEST_HEADS = 64 };
+enum { GDN, GQA };
+
+/* int8 if scale >= 0, which is then the offset of one float an output; float32 otherwise. See p88_pack. */
+typedef struct {
+    int64_t data, scale, rows, cols;
+} Matrix;
+
+typedef struct {
+    int64_t kind, norm_weight, norm_bias;
+    Matrix in;     /* GDN [I, D]; GQA [(heads + 2 * kv_heads) * head_dim, D], q|k|v */
+    Matrix core;   /* GDN [2 * H * K + 2 * H * V + 2 * H, I], q|k|v|gate|a|b */
+    Matrix merge;  /* GDN [I, H * V] */
+    Matrix out;    /* GDN [D, I]; GQA [D, D] */
+    int64_t conv;  /* [conv, C] */
+    int64_t decay; /* [H], -exp(A_log) */
+    int64_t dt;    /* [H] */
+    int64_t o_norm; /* [V] */
+} Mixer;
+
+typedef struct {
+    int64_t vocabulary, width, positions, inner, heads, key, value, conv;
+    int64_t q_heads, kv_heads, head_dim;
+    int64_t mixers;
+    int64_t reals;           /* floats: norm eps, logit scale */
+    int64_t tokens_table;    /* [vocabulary, D] */
+    int64_t positions_table; /* [positions, D] */
+    int64_t rotary;          /* [positions, 2, head_dim / 2]: cosines, sines */
+    int64_t final_weight, final_bias;
+    Matrix head;
+    Mixer mixer[];
+} Model;
+
+/* One forward pass of M rows. The state that comes in is only read.
+ *
+ * The state of the GDN mixers g is a page: `memory` [g, B, H, K, V] as it was at the page's first position, and `rows`
+ * [g, B, page_floats] with what the page's tokens have added since. Rows of tokens yet to come are free to be written;
+ * a call that stays within the page appends to `rows`, which then holds the old rows already. A call that reaches the
+ * next page's first position writes a new memory and new rows.
+ *
+ * The state of the GQA mixers a is `keys` [a, B, kv_heads, capacity / KEYS, head_dim, KEYS] and `values` [a, B,
+ * kv_heads, capacity, head_dim]: the rows from `position` on are written.
+ */
+typedef struct {
+    int64_t batch, tokens, position, capacity;
+    int64_t logit_rows; /* 0 none, 1 the last token's, 2 all */
+    int64_t scratch_floats;
+    const int64_t *ids; /* [B, T] */
+    const float *old_memory, *old_rows;
+    float *memory, *rows;
+    float *keys, *values;
+    float *logits;  /* [B, 1 or T, vocabulary] */
+    float *scratch; /* p88_scratch_floats, aligned to 64 bytes like everything else */
+} Call;
+
+typedef void Forward(const Model *model, const uint8_t *weights, const Call *call);
+extern Forward p88_forward_baseline, p88_forward_avx2, p88_forward_avx512;
+
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Floats of one row of each intermediate result; rows begin on a cache line. */
+static inline int64_t core_floats(const Model *m) {
+    return round_up(2 * m->heads * (m->key + m->value) + 2 * m->heads, PANEL);
+}
+static inline int64_t qkv_floats(const Model *m) {
+    return round_up((m->q_heads + 2 * m->kv_heads) * m->head_dim, PANEL);
+}
+static inline int64_t channels(const Model *m) { return m->heads * (2 * m->key + m->value); }
+
+/* Floats of one page of one GDN mixer and sequence: the convolution's inputs [W + PAGE, C] (the W before the page
+ * first), keys [H, K, PAGE], errors u [H, PAGE, V] and log decays since the page's beginning [H, PAGE]. */
+static inline int64_t page_floats(const Model *m) {
+    return (m->conv - 1 + PAGE) * channels(m) + m->heads * PAGE * (m->key + m->value + 1);
+}
+
+enum { DEPTH = 64 }; /* inputs of int8 weights that are made floats at a time: they stay in the nearest cache */
+enum { TILE = 6 }; /* tokens whose attention is computed together */
+
+static inline int64_t added_floats(const Model *m) { return round_up(m->width, PANEL); }
+static inline int64_t scores_floats(const Model *m) { return round_up(m->positions, PANEL); }
+
+/* Intermediate results of one call. */
+typedef struct {
+    float *x, *normed; /* [M, D] */
+    float *inner;      /* [M, I] */
+    float *core;       /* [M, core_floats or qkv_floats] */
+    float *mixed;      /* [M, H * V or D]: what a mixer gives to its output projection */
+    float *added;      /* [M, D]: what comes from there */
+    float *logits;     /* [M, vocabulary] */
+    float *wide;       /* [DEPTH, GROUP * PANEL]: int8 weights as floats */
+    float *conv;       /* [PAGE, C]: one sequence's q, k and v */
+    float *queries;    /* [2 * PAGE, K]: one head's keys, then its queries */
+    float *recalled;   /* [2 * PAGE, V]: the same times the memory */
+    float *overlaps;   /* [2 * PAGE, PAGE]: the same times the page's keys */
+    float *shares;     /* [2 or K, PAGE] */
+    float *gained;     /* [2 or K, V]: the shares times the page's errors */
+    float *tile_in, *tile_out; /* [TILE * q_heads / kv_heads, head_dim] */
+    float *scores;     /* [TILE * q_heads / kv_heads, positions] */
+} Scratch;
+
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Lays the intermediate results of M rows out from `base` on; returns how many floats they take. */
+static inline int64_t carve(const Model *m, int64_t rows, float *base, Scratch *s) {
+    const int64_t D = m->width, HV = m->heads * m->value, tile = TILE * (m->q_heads / m->kv_heads);
+    int64_t used = 0;
+#define TAKE(field, floats) (s->field = base ? base + used : base, used += round_up(floats, 16))
+    TAKE(x, rows * D);
+    TAKE(normed, rows * D);
+    TAKE(inner, rows * round_up(m->inner, PANEL));
+    TAKE(core, rows * larger(core_floats(m), qkv_floats(m)));
+    TAKE(mixed, rows * larger(HV, D));
+    TAKE(added, rows * added_floats(m));
+    TAKE(logits, rows * round_up(m->vocabulary, PANEL));
+    TAKE(wide, DEPTH * GROUP * PANEL);
+    TAKE(conv, PAGE * channels(m));
+    TAKE(queries, 2 * PAGE * m->key);
+    TAKE(recalled, 2 * PAGE * m->value);
+    TAKE(overlaps, 2 * PAGE * PAGE);
+    TAKE(shares, larger(2, m->key) * PAGE);
+    TAKE(gained, larger(2, m->key) * m->value);
+    TAKE(tile_in, tile * m->head_dim);
+    TAKE(tile_out, tile * m->head_dim);
+    TAKE(scores, tile * scores_floats(m));
+#undef TAKE
+    return used;
+}
+
+#endif

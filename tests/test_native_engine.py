@@ -1,0 +1,433 @@
+import ctypes
+import sys
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_law import TOLERANCE, distance, in_pieces, law_error, random_ids, random_weights, weights_of
+from pulse88.config import TINY, ModelConfig
+from pulse88.engine import native
+from pulse88.engine.native import KERNELS, PAGE, NativeEngine, NativeState, Pool
+from pulse88.engine.reference import NumpyEngine
+from pulse88.engine.weights import Weights
+
+try:
+    RUNNING = native.kernels()
+except ImportError as problem:
+    pytest.skip(f"no native engine to test: {problem}", allow_module_level=True)
+
+# No width is a multiple of a vector, of a panel or of four; one key/value head serves three query heads.
+ODD = ModelConfig(
+    vocab_size=171,
+    d_model=42,
+    layer_types=(("gqa", "gdn"), ("gdn", "gqa")),
+    max_positions=201,
+    gdn_inner_dim=22,
+    gdn_num_heads=3,
+    gdn_key_dim=7,
+    gdn_value_dim=9,
+    conv_size=3,
+    gqa_num_heads=3,
+    gqa_kv_heads=1,
+    tie_embeddings=False,
+    output_logit_scale=42**-0.5,
+)
+GDN_ONLY = replace(TINY, layer_types=(("gdn", "gdn"),), conv_size=1)
+GQA_ONLY = replace(TINY, layer_types=(("gqa",),))
+SHAPES = {"tiny": TINY, "odd": ODD, "gdn": GDN_ONLY, "gqa": GQA_ONLY}
+
+
+def weights_for(shape: str, precision: str) -> Weights:
+    weights = weights_of(SHAPES[shape])
+    return weights.as_int8() if precision == "int8" else weights
+
+
+def engine(precision: str = "int8", kernel: str | None = None) -> NativeEngine:
+    return NativeEngine(weights_for("tiny", precision), kernel)
+
+
+# ---------------------------------------------------------------- the same function as the numpy engine
+
+
+@pytest.mark.parametrize("kernel", RUNNING)
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_numpy_in_logits_and_states(shape, precision, kernel):
+    weights = weights_for(shape, precision)
+    ours, truth = NativeEngine(weights, kernel), NumpyEngine(weights)
+    for batch, pieces in ((1, [1, 1, 14, 1, 90]), (2, [70, 1, 3]), (5, [20]), (7, [2, 1])):
+        ids, start = random_ids(weights.config, batch, sum(pieces)), 0
+        state, true_state = ours.zero_state(batch), truth.zero_state(batch)
+        for piece in pieces:
+            logits, state = ours.forward(ids[:, start : start + piece], state)
+            true_logits, true_state = truth.forward(ids[:, start : start + piece], true_state)
+            assert true_logits.std() > 1  # or the comparison would mean little
+            np.testing.assert_allclose(logits, true_logits, atol=TOLERANCE, rtol=0)
+            assert distance(state.snapshot(), true_state.snapshot()) < TOLERANCE
+            start += piece
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_agrees_with_numpy_in_full_size(precision):
+    weights = random_weights("40m")
+    weights = weights.as_int8() if precision == "int8" else weights
+    ours, truth = NativeEngine(weights), NumpyEngine(weights)
+    ids = random_ids(weights.config, 1, 150)
+    logits, state = in_pieces(ours, ids, [149, 1])
+    true_logits, true_state = in_pieces(truth, ids, [149, 1])
+    np.testing.assert_allclose(logits, true_logits, atol=TOLERANCE, rtol=0)
+    assert distance(state.snapshot(), true_state.snapshot()) < TOLERANCE
+
+
+def test_rounding_is_no_larger_than_numpys():
+    weights = random_weights("tiny")
+    ids = random_ids(TINY, 1, 250)
+    exact = NumpyEngine(weights, np.float64)
+    truth = exact.forward(ids, exact.zero_state())[0]
+    worst = [
+        np.abs(e.forward(ids, e.zero_state())[0] - truth).max() for e in (NumpyEngine(weights), NativeEngine(weights))
+    ]
+    assert worst[1] < 3 * worst[0]
+
+
+# ---------------------------------------------------------------- the law, to the last bit
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from([1, 2, 3, 15, 16, 17, 33, 64, 65, 129]), min_size=2, max_size=5),
+    batch=st.sampled_from([1, 2, 3, 6]),
+    shape=st.sampled_from(sorted(SHAPES)),
+    precision=st.sampled_from(["int8", "fp32"]),
+    kernel=st.sampled_from(RUNNING),
+    seed=st.integers(0, 9),
+)
+def test_the_law_holds_at_any_cut(pieces, batch, shape, precision, kernel, seed):
+    """A prompt fed in pieces equals the prompt fed at once, bit for bit."""
+    config = SHAPES[shape]
+    while sum(pieces) > config.max_positions:
+        pieces.pop()
+    ids = random_ids(config, batch, sum(pieces), seed)
+    law = NativeEngine(weights_for(shape, precision), kernel)
+    whole, whole_state = law.forward(ids, law.zero_state(batch))
+    logits, state = in_pieces(law, ids, pieces)
+    assert np.array_equal(logits, whole)
+    for name, array in whole_state.snapshot().items():
+        assert np.array_equal(state.snapshot()[name], array), name
+
+
+@pytest.mark.parametrize("kernel", RUNNING)
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_the_law_holds_token_by_token(precision, kernel):
+    assert law_error(engine(precision, kernel), random_ids(TINY, 2, 70), [1] * 70) == 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_the_law_holds_in_full_size(precision):
+    weights = random_weights("40m")
+    law = NativeEngine(weights.as_int8() if precision == "int8" else weights)
+    assert law_error(law, random_ids(law.config, 2, 101), [65, 1, 1, 34]) == 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("batch", [2, 3, 4, 5, 16])
+def test_a_batch_equals_its_single_runs(precision, batch):
+    ours, ids = engine(precision), random_ids(TINY, batch, 35)
+    logits, state = in_pieces(ours, ids, [33, 1, 1])
+    for row in range(batch):
+        alone, single = in_pieces(ours, ids[row : row + 1], [33, 1, 1])
+        assert np.array_equal(logits[row], alone[0])
+        assert all(np.array_equal(state.snapshot()[name][row], a[0]) for name, a in single.snapshot().items())
+
+
+def test_last_only_is_the_last_of_all():
+    ours, ids = engine(), random_ids(TINY, 2, 150)
+    whole, one = ours.forward(ids, ours.zero_state(2))
+    last, other = ours.forward(ids, ours.zero_state(2), last_only=True)
+    assert last.shape == (2, 1, 171)
+    assert np.array_equal(last[:, 0], whole[:, -1])
+    assert all(np.array_equal(one.snapshot()[name], array) for name, array in other.snapshot().items())
+
+
+def tampered(state: NativeState, part: str) -> NativeState:
+    """A copy of the state that has forgotten one part, as a careless engine would."""
+    pool = Pool()
+
+    def copy(loan: native.Loan) -> native.Loan:
+        other = pool.take(loan.array.shape)
+        other.array[...] = loan.array
+        return other
+
+    memory, rows, keys = copy(state.memory_MBHKV), copy(state.rows_MBF), state.keys_ABGNE.copy()
+    inputs, page_keys, errors, _ = native._page_parts(TINY, rows.array.reshape(-1, rows.array.shape[-1]))
+    forgotten = {"memory": memory.array, "tail": inputs, "errors": errors, "page keys": page_keys, "keys": keys}[part]
+    assert forgotten.any()
+    forgotten[...] = 0
+    return replace(state, memory_MBHKV=memory, rows_MBF=rows, keys_ABGNE=keys)
+
+
+@pytest.mark.parametrize("part", ["memory", "tail", "errors", "page keys", "keys"])
+def test_a_state_that_forgets_a_part_breaks_the_law(part):
+    ids = random_ids(TINY, 1, 64)
+    assert law_error(engine(), ids, [40, 24], lambda state: state) == 0
+    assert law_error(engine(), ids, [40, 24], lambda state: tampered(state, part)) > 100 * TOLERANCE
+
+
+# ---------------------------------------------------------------- states
+
+
+@pytest.mark.parametrize("start", [1, 15, 16, 20, 31, 32])
+def test_an_old_state_can_be_used_again(start):
+    ours, ids = engine(), random_ids(TINY, 2, 100)
+    _, state = ours.forward(ids[:, :start], ours.zero_state(2))
+    before = state.snapshot()
+    first, _ = ours.forward(ids[:, 33:40], state)
+    other, _ = ours.forward(ids[:, 60:70], state)
+    again, after = ours.forward(ids[:, 33:40], state)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other[:, :7])
+    assert all(np.array_equal(before[name], now) for name, now in state.snapshot().items())
+    assert (state.position, after.position) == (start, start + 7)
+
+
+def test_branches_of_one_state_grow_side_by_side():
+    ours, ids = engine(), random_ids(TINY, 4, 60)
+    _, origin = ours.forward(ids[:1, :10], ours.zero_state())
+    states = [origin] * 4
+    for t in range(10, 60):
+        for branch in range(4):
+            _, states[branch] = ours.forward(ids[branch : branch + 1, t : t + 1], states[branch])
+    for branch in range(4):
+        sequence = np.concatenate([ids[:1, :10], ids[branch : branch + 1, 10:]], axis=1)
+        _, alone = ours.forward(sequence, ours.zero_state())
+        assert all(np.array_equal(states[branch].snapshot()[n], array) for n, array in alone.snapshot().items())
+
+
+@pytest.mark.parametrize("start", [5, 16, 47])
+def test_forks_disturb_neither_each_other_nor_their_origin(start):
+    ours, ids = engine(), random_ids(TINY, 3, start + 20)
+    _, origin = ours.forward(ids[:1, :start], ours.zero_state())
+    before = origin.snapshot()
+    forks = ours.fork(origin, 3)
+    assert (forks.batch, forks.position) == (3, start)
+    logits, after = ours.forward(ids[:, start:], forks)
+    for row in range(3):
+        alone, _ = ours.forward(ids[row : row + 1, start:], origin)
+        assert np.array_equal(logits[row], alone[0])
+    assert all(np.array_equal(before[name], now) for name, now in origin.snapshot().items())
+    assert all(np.array_equal(forks.snapshot()[name][1], array[0]) for name, array in before.items())
+    with pytest.raises(ValueError, match="batch of 3"):
+        ours.fork(after, 2)
+    with pytest.raises(ValueError, match="1 or more"):
+        ours.fork(origin, 0)
+
+
+def test_room_is_used_again_and_never_while_a_state_holds_it():
+    ours, ids = engine(), random_ids(TINY, 1, 200)
+    kept, state = [], ours.zero_state()
+    for t in range(200):
+        _, state = ours.forward(ids[:, t : t + 1], state)
+        if t % 7 == 0:
+            kept.append((state, state.snapshot()))
+    for old, before in kept:
+        assert all(np.array_equal(before[name], now) for name, now in old.snapshot().items())
+    pool = Pool()
+    first = pool.take((4, 5))
+    address = first.array.ctypes.data
+    assert address % native.ALIGNMENT == 0
+    second = pool.take((4, 5))
+    assert second.array.ctypes.data != address
+    del first
+    assert pool.take((5, 4)).array.ctypes.data == address
+
+
+def test_threads_may_share_a_state():
+    ours, ids = engine(), random_ids(TINY, 8, 60)
+    _, origin = ours.forward(ids[:1, :20], ours.zero_state())
+    alone = [in_pieces_from(ours, ids[row : row + 1, 20:], origin) for row in range(8)]
+    results: list[Any] = [None] * 8
+
+    def work(row: int) -> None:
+        results[row] = in_pieces_from(ours, ids[row : row + 1, 20:], origin)
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(a, b) for a, b in zip(alone, results, strict=True))
+
+
+def in_pieces_from(ours: NativeEngine, ids: np.ndarray, state: NativeState) -> np.ndarray:
+    rows = []
+    for t in range(ids.shape[1]):
+        logits, state = ours.forward(ids[:, t : t + 1], state)
+        rows.append(logits)
+    return np.concatenate(rows, axis=1)
+
+
+def test_other_threads_run_during_a_forward():
+    ours = engine()
+    state, ids = ours.zero_state(2000), random_ids(TINY, 2000, 1)
+    started, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        ours.forward(ids, state)
+        ended.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # Nobody is made to give way, so this thread runs only if the library lets it.
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        assert not ended.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_positions_past_the_table_are_refused():
+    ours = engine()
+    _, state = ours.forward(random_ids(TINY, 1, 256), ours.zero_state(), last_only=True)
+    with pytest.raises(ValueError, match="256 tokens seen and 1 more"):
+        ours.forward([[0]], state)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"), [([[171]], "vocabulary"), ([[-1]], "vocabulary"), ([[0], [1]], "batch of 2")]
+)
+def test_ids_that_mean_nothing_are_refused(ids, words):
+    with pytest.raises(ValueError, match=words):
+        engine().forward(ids, engine().zero_state())
+
+
+def test_states_of_other_engines_and_models_are_refused():
+    ours, numpy_engine = engine(), NumpyEngine(random_weights("tiny"))
+    with pytest.raises(TypeError, match="NumpyState"):
+        ours.forward([[0]], numpy_engine.zero_state())
+    with pytest.raises(TypeError, match="NumpyState"):
+        ours.fork(numpy_engine.zero_state(), 2)
+    with pytest.raises(ValueError, match="another shape"):
+        ours.forward([[0]], NativeEngine(weights_of(ODD)).zero_state())
+    with pytest.raises(ValueError, match="1 or more"):
+        ours.zero_state(0)
+
+
+def test_unknown_kernels_are_refused():
+    with pytest.raises(ValueError, match="mmx"):
+        NativeEngine(random_weights("tiny"), "mmx")
+    assert native.kernels()[0] == KERNELS[0] == "baseline"
+    assert not native.library().p88_runs(99)
+
+
+def test_shapes_that_the_library_has_no_room_for_are_refused():
+    with pytest.raises(ValueError, match="use numpy"):
+        NativeEngine(weights_of(replace(TINY, conv_size=17, layer_types=(("gdn",),))))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), far=st.one_of(st.integers(-(2**63), -2), st.integers(10**6, 2**63 - 1)))
+def test_plans_that_point_outside_are_refused(data, far):
+    """Whatever value of a plan is changed to one that lies outside the weights."""
+    plan, size = PLANNED._plan.copy(), PLANNED._weights.size
+    assert size < 10**6
+    check = native.library().p88_check
+    assert check(plan.ctypes.data, plan.size, size)
+    assert not check(plan.ctypes.data, plan.size - 1, size)
+    plan[data.draw(st.sampled_from(np.flatnonzero(plan > 0).tolist()))] = far  # The others mark what a mixer lacks.
+    assert not check(plan.ctypes.data, plan.size, size)
+
+
+PLANNED = NativeEngine(weights_of(TINY))
+
+
+def test_weights_that_are_too_short_are_refused():
+    plan, size = PLANNED._plan, PLANNED._weights.size
+    check = native.library().p88_check
+    assert not any(check(plan.ctypes.data, plan.size, short) for short in (0, 4, size // 2, size - 65))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 0},
+        {"tokens": 0},
+        {"position": -1},
+        {"position": 256},
+        {"position": 2**62},
+        {"tokens": 2**62},
+        {"capacity": 0},
+        {"capacity": 24},
+        {"scratch_floats": 100},
+    ],
+)
+def test_calls_that_do_not_fit_are_refused(changes):
+    ids = np.zeros((1, 4), np.int64)
+    fitting = {"batch": 1, "tokens": 4, "position": 0, "capacity": 16, "logit_rows": 0, "scratch_floats": 2**40}
+    call = native._Call(**(fitting | changes), ids=ids.ctypes.data)
+    pointers = PLANNED._plan.ctypes.data, PLANNED._weights.ctypes.data
+    assert native.library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
+    ids[0, 3] = 171
+    call = native._Call(**fitting, ids=ids.ctypes.data)
+    assert native.library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
+
+
+# ---------------------------------------------------------------- packing
+
+
+@given(rows=st.integers(1, 150), quads=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_packed_matrices_hold_every_value_once(rows, quads):
+    cols, rng = 4 * quads, np.random.default_rng(rows)
+    padded = -(-rows // 16) * 16
+    for is_int8 in (True, False):
+        values = rng.integers(-127, 128, (rows, cols)).astype(np.int8 if is_int8 else np.float32)
+        size = native.library().p88_packed_bytes(is_int8, rows, cols)
+        assert size == padded * cols * values.itemsize
+        packed = np.full(size, 99, np.uint8)
+        assert native.library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size)
+        assert not native.library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size - 1)
+        whole, start = packed.view(values.dtype), 0
+        for first in range(0, padded, 64):
+            width = min(64, padded - first)
+            group = whole[start : start + width * cols]
+            if is_int8:
+                group = group.reshape(quads, width, 4).transpose(0, 2, 1)
+            group = group.reshape(cols, width)
+            real = values[first : first + width]
+            assert np.array_equal(group[:, : len(real)].T, real)
+            assert not group[:, len(real) :].any()
+            start += width * cols
+
+
+def test_pages_begin_where_python_thinks():
+    assert native.library().p88_size_of(3) == PAGE
+    ours = engine("fp32")
+    _, state = ours.forward(random_ids(TINY, 1, PAGE), ours.zero_state())
+    _, later = ours.forward(random_ids(TINY, 1, 3), state)
+    assert later.memory_MBHKV is state.memory_MBHKV  # Within a page nothing is rewritten.
+    assert later.rows_MBF is state.rows_MBF
+
+
+def test_a_missing_or_foreign_library_is_told(monkeypatch):
+    native.library.cache_clear()
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="not built"):
+        native.library()
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "KEYS", 8)
+    with pytest.raises(ImportError, match="other sources"):
+        native.library()
+    monkeypatch.undo()
+    native.library.cache_clear()
+    assert native.library().p88_runs(0)
