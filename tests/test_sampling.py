@@ -131,6 +131,13 @@ def test_the_largest_uniform_never_picks_what_was_dropped() -> None:
     assert pick(row, range(4), SamplingConfig(top_p=0.9), almost_one) == 1
 
 
+def test_rounded_sums_leave_no_gap_at_the_top() -> None:
+    almost_one = np.nextafter(1.0, 0.0)
+    rng = np.random.default_rng(0)
+    for _ in range(200):  # in about a third of the rows the probabilities add up to less than 1
+        assert pick(rng.normal(0, 2, 171), range(171), PLAIN, almost_one) == 170
+
+
 def test_minus_infinity_is_probability_zero() -> None:
     np.testing.assert_allclose(probabilities(np.array([0.0, -np.inf, 0.0]), range(3), PLAIN), [0.5, 0, 0.5])
 
