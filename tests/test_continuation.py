@@ -25,9 +25,12 @@ from pulse88.vocabulary import BOS, FINE, PUBLISHED, Slot
 CONFIG = replace(TINY, max_positions=640)
 
 
-@pytest.fixture(scope="module")
-def continuer() -> Continuer:
-    return Continuer(Weights(CONFIG, random_tensors(CONFIG, 1), FINE))
+@pytest.fixture(scope="module", params=["numpy", "native"])
+def continuer(request: pytest.FixtureRequest) -> Continuer:
+    try:
+        return Continuer(Weights(CONFIG, random_tensors(CONFIG, 1), FINE), request.param)
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 def a_seed(notes: int = 40, parts: int = 2) -> Performance:
@@ -314,16 +317,14 @@ def test_what_was_written_reads_back_to_the_same_notes(continuer: Continuer, tmp
 
 
 def test_the_model_may_end_a_piece(continuer: Continuer) -> None:
-    tensors = dict(random_tensors(CONFIG, 1))
-    ending = Continuer(Weights(CONFIG, tensors, FINE))
-    lengths = [len(c.new) for c in ending.continue_(a_seed(), notes=150, takes=8, random_seed=0, until_end=True)]
-    assert min(lengths) < 150
-    assert all(len(c.new) == 20 for c in ending.continue_(a_seed(), notes=20, takes=4, random_seed=0))
+    wilful = continuer.continue_(a_seed(), notes=150, takes=8, random_seed=0, until_end=True)
+    assert min(len(made.new) for made in wilful) < 150
+    assert all(len(made.new) == 20 for made in continuer.continue_(a_seed(), notes=20, takes=4, random_seed=0))
 
 
 def test_replay_refuses_other_weights_and_files_without_settings(continuer: Continuer) -> None:
     made = continuer.continue_(a_seed(), notes=3)[0].to_bytes()
-    other = Continuer(Weights(CONFIG, random_tensors(CONFIG, 2), FINE))
+    other = Continuer(Weights(CONFIG, random_tensors(CONFIG, 2), FINE), continuer.engine.name)
     with pytest.raises(ValueError, match=r"other weights.*--weights"):
         other.replay(made)
     with pytest.raises(ValueError, match="no pulse88 settings"):
@@ -334,7 +335,7 @@ def test_replay_refuses_other_weights_and_files_without_settings(continuer: Cont
 
 
 def test_the_grid_comes_with_the_weights() -> None:
-    published = Continuer(Weights(CONFIG, random_tensors(CONFIG, 1), PUBLISHED))
+    published = Continuer(Weights(CONFIG, random_tensors(CONFIG, 1), PUBLISHED), "numpy")
     made = published.continue_(a_seed(), notes=10, random_seed=0)[0]
     allowed = PUBLISHED.seconds(Slot.DELTA, np.arange(32))
     steps = np.diff(made.new.onset, prepend=0.0)
@@ -344,7 +345,7 @@ def test_the_grid_comes_with_the_weights() -> None:
 def test_weights_come_from_a_file_and_carry_its_hash(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     weights_file.save(path, random_tensors(CONFIG, 1), weights_file.metadata_of(CONFIG, FINE))
-    made = Continuer(path).continue_(a_seed(), notes=2)[0]
+    made = Continuer(path, "numpy").continue_(a_seed(), notes=2)[0]
     assert made.provenance.weights_sha256 == weights_file.read(path).sha256
     with pytest.raises(FileNotFoundError):
         Continuer(tmp_path / "none.safetensors")
@@ -405,7 +406,10 @@ def test_damaged_settings_are_refused_as_such(name: str, value: object) -> None:
 def test_no_text_crashes_the_reader(text: str) -> None:
     with pytest.raises(ValueError):
         Provenance.from_text("pulse88 " + text)
-    with pytest.raises(ValueError):
+
+
+def test_settings_nested_too_deep_are_refused() -> None:
+    with pytest.raises(ValueError, match="damaged pulse88 settings"):
         Provenance.from_text("pulse88 " + "[" * 100_000)
 
 

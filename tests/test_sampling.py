@@ -125,6 +125,10 @@ def test_every_id_gets_a_stretch_as_long_as_its_probability() -> None:
     assert np.bincount(picked).tolist() == [100, 600, 300]
 
 
+def test_logits_too_close_for_their_exponentials_still_have_an_order() -> None:
+    assert probabilities([0.0, 1e-40], range(2), SamplingConfig(top_k=1)).tolist() == [0, 1]
+
+
 def test_the_largest_uniform_never_picks_what_was_dropped() -> None:
     row = np.array([0.0, 0.1, -np.inf, -50.0])
     almost_one = np.nextafter(1.0, 0.0)

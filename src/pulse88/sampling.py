@@ -37,7 +37,7 @@ def probabilities(logits_V: ArrayLike, legal_ids: ArrayLike, config: SamplingCon
         return (np.arange(legal.size) == int(logits_L.argmax())).astype(np.float64)
     with np.errstate(over="ignore"):  # A tiny temperature sends all but the likeliest to -inf, as it should.
         weights = np.exp((logits_L - highest) / config.temperature)
-    likeliest_first = np.argsort(-weights, kind="stable")
+    likeliest_first = np.argsort(-logits_L, kind="stable")
     kept = weights[likeliest_first]
     if 0 < config.top_k < kept.size:
         kept[config.top_k :] = 0.0
