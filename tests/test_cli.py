@@ -154,6 +154,23 @@ def test_replay_refuses_other_weights(weights: Path, folder: Path) -> None:
     assert "carries no pulse88 settings" in bad("replay", "seed.mid", "--weights", weights)
 
 
+def test_replay_names_another_engine_where_the_files_own_is_missing(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good("continue", "seed.mid", "--weights", weights, "--notes", "3", "-o", "a.mid", "--engine", "numpy")
+    made_by = Provenance.found_in(midi_file.read_texts("a.mid"))
+    assert made_by is not None
+    heard, report = midi_file.read("a.mid")
+    midi_file.write(heard, "b.mid", texts=[replace(made_by, engine="native").to_text()], part_names=report.parts)
+
+    def not_built() -> None:
+        raise ImportError("the native engine was not built")
+
+    monkeypatch.setattr("pulse88.engine.native.library", not_built)
+    assert "not built: --engine numpy" in bad("replay", "b.mid", "--weights", weights)
+    assert "the same bytes" in good("replay", "b.mid", "--weights", weights, "--engine", "numpy")
+
+
 def test_render_and_show(weights: Path, folder: Path) -> None:
     good("continue", "seed.mid", "--weights", weights, "--notes", "20", "--random-seed", "0", "--png", "made.png")
     assert good("render", "seed.mid", "seed.wav").startswith("Wrote seed.wav: ")
@@ -298,7 +315,7 @@ def loaded_after(code: str) -> list[str]:
     """Which heavy modules a fresh interpreter holds after the code."""
     result = python("-c", code + "\n" + LOADED.format(wanted=("numpy", *HEAVY)))
     assert result.returncode == 0, result.stderr
-    return result.stderr.split()
+    return result.stderr.splitlines()[-1].split()
 
 
 def test_the_import_and_the_help_load_nothing_heavy_and_are_quick() -> None:

@@ -132,8 +132,11 @@ def replay(
     _check_outputs(continued, [paths])
     log_if(verbose)
     made_by = provenance_of(continued)
-    engine = engine or (made_by.engine if made_by else "auto")
-    playing = _continuer(weights, engine, verbose).replay(continued)
+    try:
+        continuer = _continuer(weights, engine or (made_by.engine if made_by else "auto"), verbose)
+    except ImportError as error:
+        raise click.ClickException(f"{error}: --engine numpy may play the same, if more slowly") from error
+    playing = continuer.replay(continued)
     _play(playing, "replaying")
     written = _write(playing.continuation(), paths, soundfont)
     if paths["mid"].read_bytes() == continued.read_bytes():
