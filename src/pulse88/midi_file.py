@@ -65,6 +65,8 @@ class ReadingReport:
             lines.append("the tracks are patterns of their own (format 2), played one after another")
         if len(self.parts) > 1:
             lines.append(f"{len(self.parts)} parts merged, each with its own pedal: {_listed(self.parts)}")
+        if len(self.parts) > MAX_PARTS:
+            lines.append(f"parts from the {MAX_PARTS}th on are one part")
         if self.drum_notes or self.other_programs:
             lines.append(f"left out: {_left_out(self.drum_notes, self.other_programs)}")
         if self.unended_notes:

@@ -41,9 +41,10 @@ def to_bytes(performance: Performance, *, texts: Sequence[str] = (), part_names:
 
     Equal input gives equal bytes. A tick lasts at most 0.25 ms at any tempo of the map, or what 32,767 ticks a quarter
     note allow at tempos under 7.3 bpm (0.51 ms at the slowest). Onsets, ends, pedal and tempo changes take the nearest
-    tick, a note one tick at least; tempos are whole microseconds a quarter note, as MIDI has them. Part i plays on
-    channel i without channel 10, parts from 15 on share the last channel. Text is UTF-8. `part_names` are by part
-    number. ValueError for overlapping notes of one key and part, and for tempos and meters that MIDI can't express.
+    tick, a note one tick at least; of tempos on one tick only the last is heard. Tempos are whole microseconds a
+    quarter note, as MIDI has them. Part i plays on channel i without channel 10, parts from 15 on share the last
+    channel; parts are numbered anew on reading if some have no note. Text is UTF-8. `part_names` are by part number.
+    ValueError for overlapping notes of one key and part, and for tempos and meters that MIDI can't express.
     """
     grid = _TickGrid(performance)
     conductor = [(0, _meta(TEXT, text.encode())) for text in texts]
