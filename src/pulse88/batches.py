@@ -30,7 +30,7 @@ class TokenCorpus:
     def __post_init__(self) -> None:
         if int(self.lengths.sum()) != len(self.tokens) or len(self.names) != len(self.lengths):
             raise ValueError(
-                f"{len(self.tokens)} tokens, lengths for {int(self.lengths.sum())}, {len(self.names)} names: not a corpus"
+                f"{len(self.tokens)} tokens, but lengths for {int(self.lengths.sum())} and {len(self.names)} names"
             )
         if not len(self.lengths):
             raise ValueError("the corpus has no pieces")

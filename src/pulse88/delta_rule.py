@@ -16,7 +16,7 @@ The memory is float32 (or wider) whatever the inputs are.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,8 +41,7 @@ def gated_delta_rule(
     """Outputs [B, T, H, V] in the type of `v` and the memory [B, H, K, V] after the last token.
 
     q (scaled) and k are L2-normalised by the caller; g is the log decay, <= 0; beta is in (0, 1). `chunked` takes a
-    single token as a step; `fla` computes in bfloat16 or as its inputs are. Raises MissingKernel for `fla` where
-    flash-linear-attention or CUDA is missing: never another function in its place.
+    single token as a step; `fla` multiplies in the type of `v`, and needs what `require_fla` looks for.
     """
     if kernel == "fla":
         return _fla(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, memory_BHKV)
@@ -113,7 +112,8 @@ def _to_chunks(x_BTH: Tensor) -> Tensor:
     short = -x_BTH.shape[1] % CHUNK
     if short:
         x_BTH = torch.cat((x_BTH, x_BTH.new_zeros(x_BTH.shape[0], short, *x_BTH.shape[2:])), dim=1)
-    return x_BTH.unflatten(1, (-1, CHUNK)).movedim(3, 1)
+    chunks_BNCH = x_BTH.view(x_BTH.shape[0], -1, CHUNK, *x_BTH.shape[2:])
+    return chunks_BNCH.movedim(3, 1)
 
 
 def require_fla() -> None:
@@ -128,16 +128,7 @@ def require_fla() -> None:
 
 
 def _fla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    require_fla()
-    kernel: Any = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
-    out, memory = kernel(
-        q=q.to(v.dtype),
-        k=k.to(v.dtype),
-        v=v,
-        g=g.float(),
-        beta=beta.to(v.dtype),
-        scale=1.0,
-        initial_state=memory,
-        output_final_state=True,
-    )
+    from pulse88.kernel_fla import gated_delta_rule_op  # needs Triton, which is not everywhere
+
+    out, memory, _, _ = gated_delta_rule_op(q.to(v.dtype), k.to(v.dtype), v, g.float(), beta.to(v.dtype), memory)
     return out, memory

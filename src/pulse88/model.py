@@ -113,15 +113,15 @@ class GatedDeltaNet(nn.Module):
         keys, values, heads = config.gdn_key_width, config.gdn_value_width, config.gdn_num_heads
         projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
         fused = F.linear(x_BTI, torch.cat([p.weight for p in projections]))
-        qkv_BTC, gate_BTV, a_BTH, b_BTH = fused.split((2 * keys + values, values, heads, heads), dim=-1)
+        qkv_BTC, gate_BTV, a_BTH, b_BTH = torch.split(fused, [2 * keys + values, values, heads, heads], dim=-1)
         convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         mixed_BTC, tail_BWC = causal_conv(qkv_BTC, tail_BWC, torch.cat([c.weight[:, 0] for c in convs]))
-        q_BTK, k_BTK, v_BTV = F.silu(mixed_BTC).split((keys, keys, values), dim=-1)
+        q_BTK, k_BTK, v_BTV = torch.split(F.silu(mixed_BTC), [keys, keys, values], dim=-1)
         dtype = qkv_BTC.dtype
-        q_BTHK = l2_normalise(q_BTK.unflatten(-1, (heads, -1))) * config.gdn_key_dim**-0.5
-        k_BTHK = l2_normalise(k_BTK.unflatten(-1, (heads, -1)))
-        v_BTHV = v_BTV.unflatten(-1, (heads, -1))
-        gate_BTHV = gate_BTV.unflatten(-1, (heads, -1))
+        q_BTHK = l2_normalise(heads_apart(q_BTK, heads)) * config.gdn_key_dim**-0.5
+        k_BTHK = l2_normalise(heads_apart(k_BTK, heads))
+        v_BTHV = heads_apart(v_BTV, heads)
+        gate_BTHV = heads_apart(gate_BTV, heads)
         wide = torch.promote_types(dtype, torch.float32)
         g_BTH = -self.A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + self.dt_bias)
         beta_BTH = b_BTH.to(wide).sigmoid()
@@ -152,6 +152,11 @@ def causal_conv(x_BTC: Tensor, tail_BWC: Tensor, weight_CX: Tensor) -> tuple[Ten
     mixed = sum(padded[:, i : i + tokens].to(wide) * weight_CX[:, i] for i in range(width))
     assert isinstance(mixed, Tensor)
     return mixed, padded[:, tokens:].to(tail_BWC.dtype)
+
+
+def heads_apart(x: Tensor, heads: int) -> Tensor:
+    """[..., heads * width] to [..., heads, width]."""
+    return x.view(*x.shape[:-1], heads, -1)
 
 
 def l2_normalise(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def nats(logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor, label_smooth
 def nats_of_each(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """[B, T] unsmoothed nats of every target."""
     flat = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-    return flat.unflatten(0, targets_BT.shape)
+    return flat.view(targets_BT.shape)
 
 
 def slot_table(device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ the project asks this file what an id means; nothing computes it from `index % 4
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class TimeGrid:
         for row, slot in ((self.delta, Slot.DELTA), (self.duration, Slot.DURATION)):
             if len(row) != BLOCKS[slot].size:
                 raise ValueError(f"time grid {self.name!r}: {slot.name} has {len(row)} bins, not {BLOCKS[slot].size}")
-            if not all(a < b for a, b in zip(row, row[1:], strict=False)):
+            if not all(a < b for a, b in itertools.pairwise(row)):
                 raise ValueError(f"time grid {self.name!r}: {slot.name} bins do not ascend strictly")
         if self.delta[0] != 0.0 or self.duration[0] <= 0.0:
             raise ValueError(f"time grid {self.name!r}: delta bin 0 must be 0 s and duration bin 0 above 0 s")
