@@ -199,9 +199,8 @@ class GQABlock(nn.Module):
         config, tokens = self.config, x_BTD.shape[1]
         shared = config.gqa_kv_heads * config.gqa_head_dim
         fused = F.linear(x_BTD, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)))
-        q, k, v = (
-            p.unflatten(-1, (-1, config.gqa_head_dim)) for p in fused.split((config.d_model, shared, shared), -1)
-        )
+        parts = torch.split(fused, [config.d_model, shared, shared], dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, config.gqa_head_dim)) for part in parts)
         cos_TE, sin_TE = rotary_angles(position, tokens, config, x_BTD.device)
         q_BTHE, k_BTGE = rotate(q, cos_TE, sin_TE), rotate(k, cos_TE, sin_TE)
         if state.keys_BTGE.shape[1]:
