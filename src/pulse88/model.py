@@ -199,17 +199,16 @@ class GQABlock(nn.Module):
         config, tokens = self.config, x_BTD.shape[1]
         shared = config.gqa_kv_heads * config.gqa_head_dim
         fused = F.linear(x_BTD, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)))
-        parts = torch.split(fused, [config.d_model, shared, shared], dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, config.gqa_head_dim)) for part in parts)
+        q, k, v = torch.split(fused, [config.d_model, shared, shared], dim=-1)
         cos_TE, sin_TE = rotary_angles(position, tokens, config, x_BTD.device)
-        q_BTHE, k_BTGE = rotate(q, cos_TE, sin_TE), rotate(k, cos_TE, sin_TE)
-        if state.keys_BTGE.shape[1]:
-            keys = torch.cat((state.keys_BTGE, k_BTGE.to(state.keys_BTGE.dtype)), dim=1)
-            values = torch.cat((state.values_BTGE, v.to(state.values_BTGE.dtype)), dim=1)
-        else:
-            keys, values = k_BTGE, v
-        past = keys.shape[1] - tokens
-        mask = None if past == 0 else torch.ones(tokens, past + tokens, dtype=torch.bool, device=q.device).tril(past)
+        q_BTHE = rotate(heads_apart(q, config.gqa_num_heads), cos_TE, sin_TE)
+        keys = rotate(heads_apart(k, config.gqa_kv_heads), cos_TE, sin_TE)
+        values = heads_apart(v, config.gqa_kv_heads)
+        past, mask = state.keys_BTGE.shape[1], None
+        if past:
+            keys = torch.cat((state.keys_BTGE, keys.to(state.keys_BTGE.dtype)), dim=1)
+            values = torch.cat((state.values_BTGE, values.to(state.values_BTGE.dtype)), dim=1)
+            mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x_BTD.device).tril(past)
         out_BHTE = F.scaled_dot_product_attention(
             q_BTHE.transpose(1, 2),
             keys.to(q_BTHE.dtype).transpose(1, 2),
