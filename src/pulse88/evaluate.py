@@ -3,6 +3,9 @@
 Every token is counted once, with at most half a window without context: windows of 2048 tokens begin every 1024
 tokens, and all but a piece's first count only their second half. No smoothing. Also the trainer's validation.
 
+Bits a note depend on the time grid: a finer one asks more of the same music. The grid-free figure adds the width of
+each bin, so that weights with different grids can be compared (docs/tokens.md has the derivation).
+
 Shape legend: B windows, T tokens.
 """
 
@@ -20,9 +23,10 @@ from torch import Tensor
 from pulse88.batches import TokenCorpus
 from pulse88.model import Pulse88
 from pulse88.objective import nats_of_each, slot_table
-from pulse88.vocabulary import EVENT_TOKENS, PAD, Slot
+from pulse88.vocabulary import BLOCKS, EVENT_TOKENS, PAD, Slot, TimeGrid
 
 SLOTS = (*(slot.name.lower() for slot in Slot), "ends")  # the last are EOS tokens
+GRID_FREE_SHIFT = 0.02  # s; the measure is log(t + 20 ms), finite at 0 and like log t where notes are told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,31 @@ class Likelihood:
             str(source): float(self.nats[sources == source].sum() / self.notes[sources == source].sum() / math.log(2))
             for source in np.unique(sources)
         }
+
+
+def log_widths(grid: TimeGrid, slot: Slot) -> NDArray[np.float64]:
+    """[32] base-2 logarithms of the bins' widths in log(t + GRID_FREE_SHIFT).
+
+    A bin reaches to the midpoints between it and its neighbours; the outermost edges are mirrored, never below 0 s.
+    """
+    times = grid.seconds(slot, np.arange(BLOCKS[slot].size))
+    between = (times[1:] + times[:-1]) / 2
+    lower = np.append(max(2 * times[0] - between[0], 0.0), between)
+    upper = np.append(between, 2 * times[-1] - between[-1])
+    return np.asarray(np.log2(np.log((upper + GRID_FREE_SHIFT) / (lower + GRID_FREE_SHIFT))))
+
+
+def grid_bits_per_note(corpus: TokenCorpus, grid: TimeGrid) -> float:
+    """What to add to bits a note for the grid-free figure: the mean over notes of both times' `log_widths`.
+
+    Usually negative: a density may exceed 1.
+    """
+    bits = 0.0
+    for slot in (Slot.DELTA, Slot.DURATION):
+        block = BLOCKS[slot]
+        found = corpus.tokens[(corpus.tokens >= block.start) & (corpus.tokens < block.stop)]
+        bits += float(np.bincount(found - block.start, minlength=block.size) @ log_widths(grid, slot))
+    return bits / int((corpus.lengths // EVENT_TOKENS).sum())
 
 
 def spans(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -1,0 +1,127 @@
+"""Likelihood: every token once, the same whatever the batch, exact for a known distribution; grid-free widths."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch, the extra `train`, is not installed")
+
+from pulse88.batches import TokenCorpus  # noqa: E402
+from pulse88.config import TINY  # noqa: E402
+from pulse88.evaluate import (  # noqa: E402
+    GRID_FREE_SHIFT,
+    Likelihood,
+    grid_bits_per_note,
+    likelihood,
+    log_widths,
+    spans,
+)
+from pulse88.model import Pulse88  # noqa: E402
+from pulse88.vocabulary import BLOCKS, BOS, EOS, FINE, PUBLISHED, SIZE, Slot, TimeGrid  # noqa: E402
+
+
+def a_corpus(notes: tuple[int, ...], seed: int = 0) -> TokenCorpus:
+    random = np.random.default_rng(seed)
+    pieces = []
+    for count in notes:
+        events = np.stack([random.integers(b.start, b.stop, count) for b in BLOCKS.values()], axis=1)
+        pieces.append(np.concatenate(([BOS], events.ravel(), [EOS])).astype(np.uint8))
+    names = tuple(f"{'ab'[i % 2]}/{i}.mid" for i in range(len(notes)))
+    return TokenCorpus(np.concatenate(pieces), np.array([len(p) for p in pieces]), names)
+
+
+@pytest.fixture(scope="module")
+def model() -> Pulse88:
+    torch.manual_seed(0)
+    return Pulse88(replace(TINY, embedding_init_std=1.0, max_positions=64))
+
+
+@pytest.mark.parametrize("length", [2, 6, 63, 64, 65, 66, 97, 98, 99, 1000])
+@pytest.mark.parametrize(("window", "stride"), [(64, 32), (64, 60), (64, 4), (62, 31)])
+def test_each_target_is_counted_once_with_context(length: int, window: int, stride: int) -> None:
+    seen: list[int] = []
+    for begin, end, counted in spans(length, window, stride):
+        assert end - begin <= window + 1
+        assert begin == 0 or begin % 4 == 1, "a later window begins on an event"
+        assert counted > begin
+        if begin:
+            assert counted - begin >= window - stride, "less context than promised"
+        seen += range(counted, end)
+    assert seen == list(range(1, length))
+
+
+@pytest.mark.parametrize("stride", [0, 3, 64, 100])
+def test_a_stride_that_skips_tokens_is_refused(stride: int) -> None:
+    with pytest.raises(ValueError, match="stride must be"):
+        list(spans(200, 64, stride))
+
+
+def test_the_batch_and_the_processes_do_not_change_the_result(model: Pulse88) -> None:
+    corpus = a_corpus((3, 40, 17, 90))
+    whole = likelihood(model, corpus, window=64, batch=1)
+    batched = likelihood(model, corpus, window=64, batch=5)
+    shared = [likelihood(model, corpus, window=64, batch=2, rank=r, world=3).nats for r in range(3)]
+    assert np.allclose(whole.nats, batched.nats, rtol=1e-6)
+    assert np.allclose(whole.nats, sum(shared), rtol=1e-6)
+    assert whole.notes.tolist() == [3, 40, 17, 90]
+
+
+def test_a_short_piece_agrees_with_the_model_by_hand(model: Pulse88) -> None:
+    corpus = a_corpus((5,))
+    ids = torch.from_numpy(corpus.tokens.astype(np.int64))[None]
+    with torch.no_grad():
+        logits, _ = model(ids[:, :-1], model.zero_state())
+    by_hand = -torch.log_softmax(logits, -1)[0, torch.arange(ids.shape[1] - 1), ids[0, 1:]]
+    found = likelihood(model, corpus, window=64)
+    assert found.nats.sum() == pytest.approx(float(by_hand.sum()), rel=1e-5)
+    assert found.nats[0, Slot.PITCH] == pytest.approx(float(by_hand[1::4].sum()), rel=1e-5)
+    assert found.nats[0, 4] == pytest.approx(float(by_hand[-1]), rel=1e-5)
+
+
+def test_a_uniform_model_costs_log2_of_the_vocabulary_a_token(model: Pulse88) -> None:
+    uniform = Pulse88(model.config)
+    with torch.no_grad():
+        uniform.token_embedding.weight.zero_()
+    found = likelihood(uniform, a_corpus((10, 30)), window=64)
+    tokens = 40 * 4 + 2  # every token but BOS
+    assert found.bits_per_note == pytest.approx(tokens * math.log2(SIZE) / 40, rel=1e-6)
+    assert sum(found.by_slot().values()) == pytest.approx(found.bits_per_note)
+
+
+def test_sources_are_weighted_by_notes() -> None:
+    nats = np.array([[math.log(2), 0, 0, 0, 0], [3 * math.log(2), 0, 0, 0, 0], [8 * math.log(2), 0, 0, 0, 0]])
+    found = Likelihood(nats, np.array([1, 3, 2]), ("a/1", "a/2", "b/1"))
+    assert found.by_source() == pytest.approx({"a": 1.0, "b": 4.0})
+    assert found.bits_per_note == pytest.approx(2.0)
+
+
+def test_widths_of_a_grid_fill_the_line() -> None:
+    for grid in (FINE, PUBLISHED):
+        times = grid.seconds(Slot.DELTA, np.arange(32))
+        top = 2 * times[-1] - (times[-1] + times[-2]) / 2
+        total = np.exp2(log_widths(grid, Slot.DELTA)).sum()
+        assert total == pytest.approx(math.log((top + GRID_FREE_SHIFT) / GRID_FREE_SHIFT))
+
+
+def test_splitting_bins_costs_bits_but_no_grid_free_bits() -> None:
+    """Twice as many bins of half the width and half the probability: one bit more, and the same density."""
+    shift = GRID_FREE_SHIFT
+
+    def uniform(step: float) -> TimeGrid:
+        times = tuple(float(shift * math.exp(step * i) - shift) for i in range(32))
+        return TimeGrid("uniform", times, tuple(t + 0.05 for t in times), carries_error=False)
+
+    coarse, fine = (log_widths(uniform(step), Slot.DELTA)[5:20] for step in (0.10, 0.05))
+    assert np.allclose(coarse - fine, 1.0, atol=0.01)
+
+
+def test_grid_bits_are_the_mean_over_notes() -> None:
+    corpus = a_corpus((50, 20))
+    delta, duration = log_widths(FINE, Slot.DELTA), log_widths(FINE, Slot.DURATION)
+    events = np.concatenate([corpus.tokens[1:201].reshape(-1, 4), corpus.tokens[203:283].reshape(-1, 4)]).astype(int)
+    expected = np.mean([delta[e[0]] + duration[e[2] - BLOCKS[Slot.DURATION].start] for e in events])
+    assert grid_bits_per_note(corpus, FINE) == pytest.approx(expected)
