@@ -66,6 +66,13 @@ def test_wrong_chunk_lengths(wrong: int) -> None:
     assert "track 1" in damage(broken)
 
 
+def test_a_wrong_chunk_length_and_no_end_of_track() -> None:
+    data = smf(track(*note(0, 5), end=b""), track(*note(0, 5, 61)))
+    broken = data[:18] + b"\xff\xff\xff\xff" + data[22:]
+    assert rows(broken) == rows(data)
+    assert "wrong length of track 1" in damage(broken)
+
+
 def test_a_track_that_goes_on_behind_its_end() -> None:
     early_end = track((0, on(60)), (1, meta(0x2F)), (4, off(60)))
     assert rows(smf(early_end)) == [(0, 5, 60, 64, 0)]
@@ -73,8 +80,10 @@ def test_a_track_that_goes_on_behind_its_end() -> None:
 
 
 def test_padding_behind_the_end_of_a_track_is_none_of_its_events() -> None:
-    padded = track(*note(0, 5), end=b"\x00\xff\x2f\x00" + bytes(7))
-    assert rows(smf(padded)) == rows(ONE)
+    for padding in (bytes(7), b"\x00" + on(61) + b"\x05" + off(61), b"\x00" + on(61) + b"\x00\xf4"):
+        padded = smf(track(*note(0, 5), end=b"\x00\xff\x2f\x00" + padding))
+        assert rows(padded) == rows(ONE)
+        assert not damage(padded)
 
 
 def test_a_riff_wrapper() -> None:
@@ -134,10 +143,15 @@ def test_data_bytes_above_127() -> None:
 
 def test_tracks_that_claim_each_other_end_soon() -> None:
     count = 20_000
-    nested = b"".join(b"MTrk" + struct.pack(">I", 12 * (count - i) - 8) + b"\0" + on(60) for i in range(count))
+    size = 12 * count
+    claims = b"".join(b"MTrk" + struct.pack(">I", size - 12 * i - 9) + b"\0\xff\x2f\0" for i in range(count))
+    with pytest.raises(MidiError, match="tracks within tracks"):
+        read(smf(claims))
+    nested = b"".join(b"MTrk" + struct.pack(">I", size - 12 * i - 8) + b"\0" + on(60) for i in range(count))
     endless = (b"MTrk\xff\xff\xff\xff\0" + on(60)) * count
     began = time.perf_counter()
-    for body in (nested, endless, b"MTrk\0\0\0\0" * 60_000, b"MTrk\0\0\x0f\xff" * 60_000, b"abcd\0\0\0\0" * 60_000):
+    assert len(read(smf(endless)).performance) == count
+    for body in (nested, b"MTrk\0\0\0\0" * 60_000, b"MTrk\0\0\x0f\xff" * 60_000, b"abcd\0\0\0\0" * 60_000):
         try:
             read(smf(body))
         except MidiError:

@@ -81,6 +81,12 @@ def test_a_note_off_in_another_track_ends_nothing() -> None:
     assert reading.report.unended_notes == 1
 
 
+def test_an_unended_note_at_the_very_end_of_its_track_is_short() -> None:
+    reading = read(smf(track(*note(0, 5), (0, on(61)))))
+    assert reading.performance.duration.tolist() == pytest.approx([5 * TICK, 0.05])
+    assert (reading.report.unended_notes, reading.report.zero_length_notes) == (1, 0)
+
+
 def test_notes_of_no_length_become_audible() -> None:
     reading = read(smf(track(*note(0, 0), *note(0, 0, 62), *note(5, 5, 64))))
     assert reading.performance.duration.tolist() == pytest.approx([0.05, 0.05, 5 * TICK])
@@ -310,6 +316,8 @@ def test_patterns_of_format_2_follow_one_another() -> None:
     data = smf(track(*note(0, 5), end=b"\x0a\xff\x2f\x00"), track((0, tempo(500_000)), *note(2, 5, 62)), form=2)
     assert rows(data) == [(0, 5, 60, 64, 0), (17, 5, 62, 64, 1)]
     assert "format 2" in read(data).report.lines()[1]
+    unended = track((2, on(62)), end=b"\x05\xff\x2f\x00")
+    assert rows(smf(track(*note(0, 5)), unended, form=2)) == [(0, 5, 60, 64, 0), (7, 5, 62, 64, 1)]
 
 
 def test_format_0_with_two_channels() -> None:

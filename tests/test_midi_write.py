@@ -162,6 +162,23 @@ def test_overlaps_are_refused_and_without_overlaps_helps() -> None:
     assert read(to_bytes(two_parts)).performance == two_parts
 
 
+def test_a_rounded_sum_is_no_overlap() -> None:
+    rng = np.random.default_rng(2)
+    tick = 0.5 / int.from_bytes(to_bytes(Performance())[12:14], "big")
+    count = 8 * 128
+    first = rng.uniform(0, 0.3, count)
+    second = (np.rint(rng.uniform(1, 10, count) / tick) + 0.5) * tick  # halfway, where the last bit picks the tick
+    assert (first + (second - first) > second).any()
+    piece = Performance(
+        onset=np.r_[first, second],
+        duration=np.r_[second - first, np.ones(count)],
+        pitch=np.tile(np.arange(128, dtype=np.uint8), 16),
+        velocity=np.full(2 * count, 64, np.uint8),
+        part=np.tile(np.repeat(np.arange(8, dtype=np.uint8), 128), 2),
+    )
+    assert len(read(to_bytes(piece)).performance) == 2 * count
+
+
 def test_strikes_within_a_tick_stay_two_notes() -> None:
     piece = Performance.from_notes([Note(0.5, 1e-5, 60, 1), Note(0.50001, 1, 60, 2)])
     back = read(to_bytes(piece)).performance

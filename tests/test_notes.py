@@ -97,7 +97,10 @@ def test_bad_columns_are_named(changes: dict[str, Any], words: str) -> None:
         Performance(**{**columns, **changes})  # type: ignore[arg-type]
 
 
-@given(st.lists(grid_notes | any_notes, max_size=30), st.randoms())
+few = st.integers(1, 2)
+
+
+@given(st.lists(st.builds(Note, few, few, few, few, st.just(0)) | any_notes, max_size=20), st.randoms())
 def test_notes_are_sorted_by_onset_pitch_duration_and_velocity(notes: list[Note], random: Any) -> None:
     shuffled = list(notes)
     random.shuffle(shuffled)
@@ -284,12 +287,18 @@ def test_without_overlaps_as_by_hand(piece: Performance) -> None:
     assert cut.pedal_time.tolist() == piece.pedal_time.tolist()
 
 
-@given(st.lists(any_notes.map(lambda n: n._replace(pitch=n.pitch % 3, part=0)), max_size=30))
-def test_no_rounding_makes_a_note_reach_its_next_strike(notes: list[Note]) -> None:
-    cut = Performance.from_notes(notes).without_overlaps()
-    for pitch in range(3):
+def test_no_rounding_makes_a_note_reach_its_next_strike() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.uniform(0.5, 1, 128), rng.uniform(3, 4, 128)
+    assert (first + (second - first) > second).any()
+    keys = np.tile(np.arange(128, dtype=np.uint8), 2)
+    piece = Performance(
+        np.r_[first, second], np.full(256, 20.0), keys, np.full(256, 64, np.uint8), np.zeros(256, np.uint8)
+    )
+    cut = piece.without_overlaps()
+    for pitch in range(128):
         key = cut.take(cut.pitch == pitch)
-        assert (key.onset[:-1] + key.duration[:-1] <= key.onset[1:]).all()
+        assert key.onset[0] + key.duration[0] <= key.onset[1]
 
 
 @given(grid_performances, st.integers(-30, 30), st.floats(0, 100))

@@ -32,9 +32,7 @@ def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     floor = -key * (len(key) + 1)  # below all balances of the key before, so that a running minimum starts anew
     balance = total - (total - change)[first][key] + floor
     lowest = np.minimum.accumulate(np.minimum(balance, floor))
-    lowest_before = np.r_[0, lowest[:-1]]
-    lowest_before[first] = floor[first]
-    kept = is_on | (balance >= lowest_before)
+    kept = is_on | (balance >= np.r_[0, lowest[:-1]])
     depth = (balance - lowest)[kept] + ~is_on[kept]  # 1 for a strike of a silent key and for the note-off that ends it
     event, key, is_on = event[kept], key[kept], is_on[kept]
 
