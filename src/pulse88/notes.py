@@ -174,13 +174,23 @@ class Performance:
         return replace(self, pitch=moved.astype(np.uint8))
 
     def sustained(self) -> Performance:
-        """The same sound without pedal: keys held until their part's pedal rises or the key is struck again.
+        """The same sound without pedal: keys held for their `sounding_durations`."""
+        return replace(
+            self,
+            duration=self.sounding_durations(),
+            pedal_time=_floats(),
+            pedal_value=_bytes(),
+            pedal_part=_bytes(),
+        )
+
+    def sounding_durations(self) -> Floats:
+        """[N] seconds from each onset until its part's pedal rises or the key is struck again, if it was let go before.
 
         This is the one place where the sustain pedal becomes durations. A pedal that never rises rises at the end of
         the piece. A key that is held longer than that keeps its own duration.
         """
         if not len(self.pedal_time) or not len(self):
-            return replace(self, pedal_time=_floats(), pedal_value=_bytes(), pedal_part=_bytes())
+            return self.duration
         key_end = self.onset + self.duration
         piece_end = max(float(key_end.max()), float(self.pedal_time[-1]))
         ringing_end = key_end.copy()
@@ -194,13 +204,7 @@ class Performance:
             held = (span >= 0) & (key_end[notes] < stops[np.maximum(span, 0)])
             ringing_end[notes[held]] = stops[span[held]]
         ringing_end = np.maximum(key_end, np.minimum(ringing_end, self._next_strike()))
-        return replace(
-            self,
-            duration=np.maximum(ringing_end - self.onset, self.duration),
-            pedal_time=_floats(),
-            pedal_value=_bytes(),
-            pedal_part=_bytes(),
-        )
+        return np.maximum(ringing_end - self.onset, self.duration)
 
     def without_overlaps(self) -> Performance:
         """Each key let go before the same part strikes it again; of two strikes at once the longer stays."""
@@ -213,8 +217,8 @@ class Performance:
 
     def _next_strike(self, same_part: bool = False) -> Floats:
         """[N] seconds of the next later onset of the same pitch, inf where there is none."""
-        key = self.pitch.astype(np.int64) + (self.part.astype(np.int64) << 8 if same_part else 0)
-        order = np.lexsort((self.onset, key))
+        key = self.pitch.astype(np.uint16) + (self.part.astype(np.uint16) << 8 if same_part else np.uint16(0))
+        order = np.argsort(key, kind="stable")  # by onset within a key, as the notes are sorted by onset
         onset, key = self.onset[order], key[order]
         following = np.full(len(onset), np.inf)
         if len(onset):

@@ -1,16 +1,17 @@
 """A performance as ids and back: one note is one event of four ids (vocabulary.py says what they mean).
 
-Shape legend: N notes, T ids. The encoder works in four steps: fold the pedal into durations, leave out what isn't on
-the 88 keys, put every onset on the grid, write chords in the vocabulary's one order.
+Shape legend: N notes, E events, T ids. The encoder works in four steps: fold the pedal into durations, leave out what
+isn't on the 88 keys, put every onset on the grid, write chords in the vocabulary's one order.
 
 Rounding every delta by itself makes the tempo drift, because the errors of successive deltas add up; taking each delta
 from the decoded clock removes the drift but doubles the worst local error. A grid with `carries_error` does neither: it
 rounds each delta by itself until the decoded clock is more than TOLERATED_DRIFT off, and then spends the correction on
-a note where the ear forgives it (see `_carry`). docs/tokens.md has the measurements.
+a note where the ear forgives it (see `_carried`). docs/tokens.md has the measurements.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ TOLERATED_DRIFT = 0.04  # s that the decoded clock may be off before a delta is 
 SHORT_STEP = 0.012  # s by which any delta may be bent: within the spread of a played chord
 LONG_GAP = 0.6  # s from which on a gap counts as long
 SMALL_BEND, LONG_BEND = 0.15, 0.25  # shares of a delta by which an ordinary one and a long one may be bent
+ROUNDING = 1e-6  # s that sums of decoded times may be off; a gap this much too long isn't reported
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Encoding:
     """Ids of a performance, and for every event the index of its note in the performance (which is sorted)."""
 
     ids: NDArray[np.uint8]  # [T]
-    notes: NDArray[np.intp]  # [events]
+    notes: NDArray[np.intp]  # [E]
     report: EncodingReport
 
 
@@ -79,43 +81,40 @@ class Tokenizer:
         """Ids of the whole performance, its pedal folded into durations.
 
         `begins` and `ends` say whether the performance holds the piece's beginning and end: BOS and EOS are written
-        only then. `origin` is the onset, in seconds, of the note before the first one; None takes the first note's
-        own, so that it gets delta 0, as it always does after BOS (ValueError if both are given).
+        only then, and EOS never right after BOS. `origin` is the onset, in seconds, of the note before the first one;
+        None takes the first note's own, so that it gets delta 0, as it always does after BOS. ValueError if `origin`
+        is given to a piece that begins, lies after the first note, or is not finite.
         """
         if begins and origin is not None:
             raise ValueError("a piece that begins has no note before its first one: give begins or origin, not both")
-        played = performance.sustained()
-        kept = np.flatnonzero((played.pitch >= LOWEST_PITCH) & (played.pitch <= HIGHEST_PITCH))
-        onset, duration = played.onset[kept], played.duration[kept]
-        pitch, velocity = played.pitch[kept].astype(np.int64), played.velocity[kept]
-        if not len(kept):
-            rim = [token for token, there in ((BOS, begins), (EOS, ends)) if there]
-            report = EncodingReport(notes=len(performance), out_of_range=len(performance))
-            return Encoding(np.array(rim, np.uint8), kept, report)
+        sounding = performance.sounding_durations()
+        kept = _sounding_order(performance, sounding)
+        kept = kept[(performance.pitch[kept] >= LOWEST_PITCH) & (performance.pitch[kept] <= HIGHEST_PITCH)]
+        onset, duration = performance.onset[kept], sounding[kept]
+        pitch, velocity = performance.pitch[kept], performance.velocity[kept]
+        if origin is not None and not (math.isfinite(origin) and (not len(kept) or origin <= onset[0])):
+            first = f", at {onset[0]} s" if len(kept) else ""
+            raise ValueError(f"origin {origin} s is not a time before the first note{first}")
 
-        delta = np.diff(onset, prepend=onset[0] if origin is None else origin)
-        if delta[0] < 0:
-            raise ValueError(f"origin {origin} s lies after the first note, at {onset[0]} s")
-        delta_bin = self._delta_bins(delta)
-        order, strikes_once = _chord_order(delta_bin, pitch, duration)
-        # The order within a chord changes, its place in time does not: deltas stay where they are.
-        delta_bin, order = _without_doubled(delta_bin, order, strikes_once)
-        events = np.stack(
-            (
-                BLOCKS[Slot.DELTA].start + delta_bin,
-                BLOCKS[Slot.PITCH].start + pitch[order] - LOWEST_PITCH,
-                BLOCKS[Slot.DURATION].start + self.grid.nearest(Slot.DURATION, duration[order]),
-                BLOCKS[Slot.VELOCITY].start + velocity_bin(velocity[order]),
-            ),
-            axis=1,
-        )
-        ids = np.concatenate(([BOS] * begins, events.ravel(), [EOS] * ends)).astype(np.uint8)
+        delta = np.diff(onset, prepend=onset[:1] if origin is None else origin)
+        delta_bin = self.delta_bins(delta)
+        order, is_strike = _chord_order(delta_bin, pitch, duration)
+        # A delta belongs to its place in time, whichever note of the chord comes there. A chord's first place is
+        # always a strike, and the deltas of all others are 0.
+        delta_bin, order = delta_bin[is_strike], order[is_strike]
+        events = np.empty((len(order), EVENT_TOKENS), np.uint8)
+        events[:, Slot.DELTA] = BLOCKS[Slot.DELTA].start + delta_bin
+        events[:, Slot.PITCH] = BLOCKS[Slot.PITCH].start - LOWEST_PITCH + pitch[order]
+        events[:, Slot.DURATION] = BLOCKS[Slot.DURATION].start + self.grid.nearest(Slot.DURATION, duration[order])
+        events[:, Slot.VELOCITY] = BLOCKS[Slot.VELOCITY].start + velocity_bin(velocity[order])
+        writes_eos = ends and (len(events) > 0 or not begins)
+        ids = np.concatenate(([BOS] * begins, events.ravel(), [EOS] * writes_eos)).astype(np.uint8)
         report = EncodingReport(
             notes=len(performance),
             out_of_range=len(performance) - len(kept),
-            doubled=int((~strikes_once).sum()),
-            clamped_gaps=int((delta > self.grid.delta[-1]).sum()),
-            clamped_durations=int((duration > self.grid.duration[-1]).sum()),
+            doubled=len(kept) - len(order),
+            clamped_gaps=int((delta > self.grid.delta[-1] + ROUNDING).sum()),
+            clamped_durations=int((duration[order] > self.grid.duration[-1] + ROUNDING).sum()),
         )
         return Encoding(ids, kept[order], report)
 
@@ -123,16 +122,10 @@ class Tokenizer:
         """The performance that ids stand for; BOS and EOS may be there.
 
         `origin` is the onset, in seconds, of the note before the first event. Durations are as written, so a key may
-        be struck again while it sounds (see Performance.without_overlaps). ValueError at the first illegal id.
+        be struck again while it sounds (see Performance.without_overlaps). ValueError at the first illegal id, or if
+        the last event isn't whole.
         """
-        tokens = np.asarray(ids, np.int64)
-        begins = bool(len(tokens)) and tokens[0] == BOS
-        body = tokens[int(begins) :]
-        body = body[:-1] if len(body) and body[-1] == EOS else body
-        if not _is_legal(body, begins):
-            Grammar.of(tokens.tolist())  # names the first illegal id
-            raise ValueError(f"{len(body)} ids are no whole number of events of {EVENT_TOKENS}")
-        delta, pitch, duration, velocity = (body.reshape(-1, EVENT_TOKENS) - [b.start for b in BLOCKS.values()]).T
+        delta, pitch, duration, velocity = (_events(ids) - [block.start for block in BLOCKS.values()]).T
         return Performance(
             onset=origin + np.cumsum(self.grid.seconds(Slot.DELTA, delta)),
             duration=self.grid.seconds(Slot.DURATION, duration),
@@ -141,71 +134,93 @@ class Tokenizer:
             part=np.full(len(pitch), part, np.uint8),
         )
 
-    def _delta_bins(self, delta: NDArray[np.float64]) -> NDArray[np.int64]:
+    def delta_bins(self, delta: NDArray[np.float64]) -> NDArray[np.int64]:
+        """[N] bins (not ids) of the successive deltas of a piece, in seconds, by the grid's rule."""
         nearest = self.grid.nearest(Slot.DELTA, delta)
-        return _carry(delta, nearest, self.grid.delta) if self.grid.carries_error else nearest
+        return _carried(delta, nearest, self.grid.delta) if self.grid.carries_error else nearest
 
 
-def _carry(delta: NDArray[np.float64], nearest: NDArray[np.int64], bins: tuple[float, ...]) -> NDArray[np.int64]:
-    """[N] delta bins whose decoded clock stays near the true one.
+def _carried(delta: NDArray[np.float64], nearest: NDArray[np.int64], bins: tuple[float, ...]) -> NDArray[np.int64]:
+    """[N] delta bins whose decoded clock stays near the true one, where the music allows it.
 
-    When the clock is more than TOLERATED_DRIFT off, the delta moves bin by bin against the error as long as that
-    brings the clock nearer and the delta itself is bent by no more than SMALL_BEND of it (or SHORT_STEP, inaudible
-    within a chord's spread), or LONG_BEND where it is a LONG_GAP. What a gap beyond the last bin loses is lost on
-    purpose, not made up for.
+    When the clock is TOLERATED_DRIFT off or more, the delta moves bin by bin against the error as long as that brings
+    the clock nearer and the delta itself is bent by no more than SMALL_BEND of it (or SHORT_STEP, inaudible within a
+    chord's spread), or LONG_BEND where it is a LONG_GAP. What a gap beyond the last bin loses is lost on purpose, not
+    made up for. The loop is plain Python: every step needs the drift that the one before it left.
     """
-    longest = bins[-1]
-    error_by_itself = np.where(delta > longest, 0.0, np.asarray(bins)[nearest] - delta)
-    carried = nearest.copy()
+    clamped = delta > bins[-1]
+    bend = np.where(delta >= LONG_GAP, LONG_BEND * delta, np.maximum(SMALL_BEND * delta, SHORT_STEP))
+    bend[clamped] = 0.0
+    error = np.asarray(bins)[nearest] - delta
+    error[clamped] = 0.0
+    true, allowed, chosen = delta.tolist(), bend.tolist(), nearest.tolist()
     drift = 0.0
-    for index, error in enumerate(error_by_itself.tolist()):
-        drift += error
+    for index, own_error in enumerate(error.tolist()):
+        before = drift
+        drift += own_error
         if -TOLERATED_DRIFT < drift < TOLERATED_DRIFT:
             continue
-        true = float(delta[index])
-        if true > longest:
-            continue
-        allowed = LONG_BEND * true if true >= LONG_GAP else max(SMALL_BEND * true, SHORT_STEP)
         step = -1 if drift > 0 else 1
-        before, chosen = drift - error, int(nearest[index])
-        while 0 <= chosen + step < len(bins):
-            bent = bins[chosen + step] - true
-            if abs(bent) > allowed or abs(before + bent) >= abs(drift):
+        candidate = chosen[index] + step
+        while 0 <= candidate < len(bins):
+            bent = bins[candidate] - true[index]
+            if abs(bent) > allowed[index] or abs(before + bent) >= abs(drift):
                 break
-            chosen += step
             drift = before + bent
-        carried[index] = chosen
-    return carried
+            chosen[index] = candidate
+            candidate += step
+    return np.array(chosen, np.int64)
+
+
+def _sounding_order(performance: Performance, sounding: NDArray[np.float64]) -> NDArray[np.intp]:
+    """[N] indices of the notes sorted by onset, pitch, sounding duration and velocity.
+
+    That is the performance's order but for unisons, of which the pedal may lengthen one more than the other.
+    """
+    onset, pitch = performance.onset, performance.pitch
+    order = np.arange(len(performance))
+    unison = (np.diff(onset) == 0) & (np.diff(pitch) == 0)
+    at = np.flatnonzero(np.r_[False, unison] | np.r_[unison, False])
+    order[at] = at[np.lexsort((performance.velocity[at], sounding[at], pitch[at], onset[at]))]
+    return order
 
 
 def _chord_order(
-    delta_bin: NDArray[np.int64], pitch: NDArray[np.int64], duration: NDArray[np.float64]
+    delta_bin: NDArray[np.int64], pitch: NDArray[np.uint8], duration: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """[N] indices that sort every chord by pitch, and [N] whether the note at that place is its key's one strike.
 
-    A chord is a note and the notes of delta bin 0 after it. Of a key struck twice in it, the longer note counts.
+    A chord is a note and the notes of delta bin 0 after it. Of a key struck twice in it the longer note counts, of
+    two equally long ones the first.
     """
-    chord = np.cumsum(np.r_[True, delta_bin[1:] != 0])
-    order = np.lexsort((-duration, pitch, chord))
-    same = (np.diff(chord[order]) == 0) & (np.diff(pitch[order]) == 0)
-    return order, np.r_[True, ~same]
+    key = np.cumsum(delta_bin != 0) * 128 + pitch
+    order = np.argsort(key, kind="stable")
+    again = np.diff(key[order]) == 0
+    at = np.flatnonzero(np.r_[False, again] | np.r_[again, False])
+    order[at] = order[at][np.lexsort((-duration[order[at]], key[order[at]]))]
+    return order, np.r_[True, ~again][: len(key)]
 
 
-def _without_doubled(
-    delta_bin: NDArray[np.int64], order: NDArray[np.intp], strikes_once: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    # A chord's first place carries its delta and is never a doubled note, because the sort is by pitch first.
-    return delta_bin[strikes_once], order[strikes_once]
+def _events(ids: ArrayLike) -> NDArray[np.int64]:
+    """[E, 4] ids of a legal sequence without its BOS and EOS, by the same law as Grammar, in one pass.
 
-
-def _is_legal(body: NDArray[np.int64], begins: bool) -> bool:
-    """Whether events without BOS and EOS follow the vocabulary's grammar; the same law as Grammar, in one pass."""
-    if len(body) % EVENT_TOKENS:
-        return False
-    events = body.reshape(-1, EVENT_TOKENS)
-    blocks = BLOCKS.values()
-    in_block = (events >= [b.start for b in blocks]) & (events < [b.stop for b in blocks])
-    chord = events[1:, Slot.DELTA] == BLOCKS[Slot.DELTA].start
-    ascends = np.diff(events[:, Slot.PITCH]) > 0
-    starts_at_zero = not begins or not len(events) or events[0, Slot.DELTA] == BLOCKS[Slot.DELTA].start
-    return bool(in_block.all() and (~chord | ascends).all() and starts_at_zero)
+    ValueError at the first illegal id.
+    """
+    given = np.asarray(ids)
+    if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+        raise ValueError(f"ids are one row of whole numbers, not {given.dtype} of shape {given.shape}")
+    tokens = given.astype(np.int64)
+    begins = int(len(tokens) > 0 and tokens[0] == BOS)
+    ends = int(len(tokens) > begins and tokens[-1] == EOS)
+    body = tokens[begins : len(tokens) - ends]
+    if len(body) % EVENT_TOKENS == 0:
+        events = body.reshape(-1, EVENT_TOKENS)
+        blocks = BLOCKS.values()
+        in_block = (events >= [b.start for b in blocks]) & (events < [b.stop for b in blocks])
+        is_zero = events[:, Slot.DELTA] == BLOCKS[Slot.DELTA].start
+        ascends = np.diff(events[:, Slot.PITCH]) > 0
+        begins_well = not begins or (bool(is_zero[0]) if len(events) else not ends)
+        if begins_well and in_block.all() and (~is_zero[1:] | ascends).all():
+            return events
+    Grammar.of(tokens.tolist())  # names the first illegal id
+    raise ValueError(f"the last event has only {len(body) % EVENT_TOKENS} of its {EVENT_TOKENS} ids")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -68,7 +69,7 @@ class TimeGrid:
 
     `carries_error` says whether the tokenizer lets a note's rounding error flow into later deltas, so that the
     tempo doesn't drift (see tokenizer.py), or rounds every delta by itself. Raises ValueError if a row does not
-    have 32 strictly ascending values.
+    have 32 finite, strictly ascending values.
     """
 
     name: str
@@ -80,8 +81,8 @@ class TimeGrid:
         for row, slot in ((self.delta, Slot.DELTA), (self.duration, Slot.DURATION)):
             if len(row) != BLOCKS[slot].size:
                 raise ValueError(f"time grid {self.name!r}: {slot.name} has {len(row)} bins, not {BLOCKS[slot].size}")
-            if not all(a < b for a, b in itertools.pairwise(row)):
-                raise ValueError(f"time grid {self.name!r}: {slot.name} bins do not ascend strictly")
+            if not (all(a < b for a, b in itertools.pairwise(row)) and math.isfinite(row[-1])):
+                raise ValueError(f"time grid {self.name!r}: {slot.name} bins are not finite or do not ascend strictly")
         if self.delta[0] != 0.0 or self.duration[0] <= 0.0:
             raise ValueError(f"time grid {self.name!r}: delta bin 0 must be 0 s and duration bin 0 above 0 s")
 
@@ -96,31 +97,49 @@ class TimeGrid:
         """The grid of `to_json`; ValueError if the text is no such object."""
         try:
             data: dict[str, Any] = json.loads(text)
-            return cls(
-                str(data["name"]), tuple(data["delta"]), tuple(data["duration"]), carries_error=data["carries_error"]
-            )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if not isinstance(data["carries_error"], bool):
+                raise TypeError("carries_error is neither true nor false")
+            delta, duration = (tuple(float(t) for t in data[key]) for key in ("delta", "duration"))
+            return cls(str(data["name"]), delta, duration, data["carries_error"])
+        except KeyError as error:
+            raise ValueError(f"not a time grid: it has no {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a time grid: {error}") from error
 
     @cached_property
+    def _bins(self) -> dict[Slot, NDArray[np.float64]]:
+        return {Slot.DELTA: np.asarray(self.delta), Slot.DURATION: np.asarray(self.duration)}
+
+    @cached_property
     def _midpoints(self) -> dict[Slot, NDArray[np.float64]]:
-        return {
-            slot: (np.asarray(row[:-1]) + np.asarray(row[1:])) / 2
-            for slot, row in ((Slot.DELTA, self.delta), (Slot.DURATION, self.duration))
-        }
+        return {slot: (bins[:-1] + bins[1:]) / 2 for slot, bins in self._bins.items()}
 
     def nearest(self, slot: Slot, seconds: ArrayLike) -> NDArray[np.int64]:
-        """Index (not id) of the bin of DELTA or DURATION nearest in seconds; what is out of range is clamped."""
+        """Index (not id) of the bin of DELTA or DURATION nearest in seconds, the later of two equally near ones.
+
+        What is out of range is clamped.
+        """
         return np.searchsorted(self._midpoints[slot], np.asarray(seconds, np.float64), side="right")
 
     def seconds(self, slot: Slot, index: ArrayLike) -> NDArray[np.float64]:
-        """Seconds of bins given by index (not id)."""
-        return np.asarray(self.delta if slot is Slot.DELTA else self.duration)[np.asarray(index)]
+        """Seconds of bins of DELTA or DURATION given by index (not id)."""
+        return self._bins[slot][np.asarray(index)]
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when any id would mean something else."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """16 hex digits that change when any id would mean something else, or be chosen by another rule.
+
+        Seconds count to the nanosecond: the last bits of a logarithm differ from processor to processor.
+        """
+        meanings = {
+            Slot.DELTA: [round(t * 1e9) for t in self.delta],
+            Slot.PITCH: list(range(LOWEST_PITCH, HIGHEST_PITCH + 1)),
+            Slot.DURATION: [round(t * 1e9) for t in self.duration],
+            Slot.VELOCITY: bin_velocity(np.arange(BLOCKS[Slot.VELOCITY].size)).tolist(),
+        }
+        table = [(BLOCKS[slot].start + i, slot.name, value) for slot in Slot for i, value in enumerate(meanings[slot])]
+        law = (table, {"PAD": PAD, "BOS": BOS, "EOS": EOS}, self.carries_error)
+        return hashlib.sha256(json.dumps(law).encode()).hexdigest()[:16]
 
 
 def _log_spaced(first: float, last: float, count: int) -> tuple[float, ...]:
