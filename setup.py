@@ -15,7 +15,7 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if self.compiler.compiler_type != "msvc":
             # Errors of mathematical functions are never asked for; without this, square roots become calls.
-            ext.extra_compile_args += ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+            ext.extra_compile_args += ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
@@ -29,7 +29,6 @@ setup(
             "pulse88.engine._native",
             [f"{KERNELS}/{name}.c" for name in ("native", "baseline", "avx2", "avx512")],
             depends=[f"{KERNELS}/{name}.h" for name in ("native", "forward")],
-            libraries=[],
             optional=True,
             py_limited_api=True,
         )

@@ -30,7 +30,7 @@ from pulse88.engine.weights import SCALE, Weights
 
 KERNELS = ("baseline", "avx2", "avx512")  # in the order of the library's numbers, slowest first
 PAGE = 16  # tokens
-KEYS = 16  # keys side by side in the cache
+KEYS = 64  # keys side by side in the cache
 ROWS = 128  # tokens of all sequences that one call of the library takes; more come in pieces
 ALIGNMENT = 64  # bytes
 
@@ -254,8 +254,8 @@ class NativeState:
                 memory_BHKV = self.memory_MBHKV.array[index]
                 if seen:
                     decays = decays[:, :, :seen]
-                    share = np.exp(decays[:, :, -1:] - decays)[:, :, None]
-                    gained = (keys[..., :seen] * share) @ errors[:, :, :seen]
+                    share = np.exp(decays[:, :, -1:] - decays)[..., None]
+                    gained = (keys[:, :, :seen] * share).swapaxes(-1, -2) @ errors[:, :, :seen]
                     memory_BHKV = np.exp(decays[:, :, -1:])[..., None] * memory_BHKV + gained
                 arrays[f"{name}.memory"] = memory_BHKV.copy()
                 arrays[f"{name}.tail"] = inputs[:, seen : seen + c.conv_size - 1].copy()
@@ -275,7 +275,7 @@ def _page_parts(c: ModelConfig, rows_BF: Floats) -> tuple[Floats, Floats, Floats
     batch, heads = len(rows_BF), c.gdn_num_heads
     shapes = [
         (batch, c.conv_size - 1 + PAGE, _channels(c)),
-        (batch, heads, c.gdn_key_dim, PAGE),
+        (batch, heads, PAGE, c.gdn_key_dim),
         (batch, heads, PAGE, c.gdn_value_dim),
         (batch, heads, PAGE),
     ]

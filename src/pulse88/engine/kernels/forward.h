@@ -15,6 +15,13 @@
 typedef float vf __attribute__((vector_size(4 * L)));
 typedef int32_t vi __attribute__((vector_size(4 * L)));
 typedef uint32_t vu __attribute__((vector_size(4 * L)));
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v) ((void)0)
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf load(const float *p) {
@@ -27,13 +34,15 @@ INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf load_part(const float *p, int64_t n) {
     if (n >= L) return load(p);
     vf v = {0};
-    for (int64_t i = 0; i < n; i++) v[i] = p[i];
+    for (int i = 0; i < L; i++)
+        if (i < n) v[i] = p[i];
     return v;
 }
 INLINE void store_part(float *p, vf v, int64_t n) {
     if (n >= L) store(p, v);
     else
-        for (int64_t i = 0; i < n; i++) p[i] = v[i];
+        for (int i = 0; i < L; i++)
+            if (i < n) p[i] = v[i];
 }
 INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
@@ -67,15 +76,21 @@ INLINE vf silu_of(vf x) { return x / (exp_of(-x) + 1.0f); }
 
 /* ------------------------------------------------------------------------------------------- matrix products */
 
+enum { AHEAD = 4096 };   /* bytes that the next weights are asked for in advance */
+enum { FEW_ROWS = 16 }; /* up to here int8 weights are made floats on the way, beyond it once for all rows */
+
 /* y[m][n] = y[m][n] or 0, plus the sum over k of x[m][k] * w[k][n], for M rows and N vectors of columns. */
 INLINE void block(const int M, const int N, int add, const float *x, int64_t ldx, const float *w, int64_t ldw,
                   int64_t k_size, float *y, int64_t ldy) {
-    vf acc[6][8];
+    vf acc[6][10];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) acc[m][n] = add ? load(y + m * ldy + n * L) : (vf){0};
     for (int64_t k = 0; k < k_size; k++) {
-        vf row[8];
-        for (int n = 0; n < N; n++) row[n] = load(w + k * ldw + n * L);
+        vf row[10];
+        for (int n = 0; n < N; n++) {
+            row[n] = load(w + k * ldw + n * L);
+            if (M <= 4) __builtin_prefetch((const char *)(w + k * ldw + n * L) + AHEAD);
+        }
         for (int m = 0; m < M; m++) {
             vf factor = splat(x[m * ldx + k]);
             for (int n = 0; n < N; n++) acc[m][n] += row[n] * factor;
@@ -88,8 +103,12 @@ INLINE void block(const int M, const int N, int add, const float *x, int64_t ldx
 INLINE void block_rows(const int M, int add, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size,
                        float *y, int64_t ldy, int64_t columns) {
     int64_t n = 0;
+    if (M * 10 <= ACCUMULATORS)
+        for (; n + 10 * L <= columns; n += 10 * L) block(M, 10, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
     if (M * 8 <= ACCUMULATORS)
         for (; n + 8 * L <= columns; n += 8 * L) block(M, 8, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    if (M * 5 <= ACCUMULATORS)
+        for (; n + 5 * L <= columns; n += 5 * L) block(M, 5, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
     if (M * 4 <= ACCUMULATORS)
         for (; n + 4 * L <= columns; n += 4 * L) block(M, 4, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
     for (; n + 2 * L <= columns; n += 2 * L) block(M, 2, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
@@ -125,14 +144,15 @@ static void product(int64_t rows, const float *x, int64_t ldx, const float *w, i
 
 /* Packed int8: a 32-bit word holds one output's next four inputs. A byte in the word's highest place is the value
  * times 2^24, exactly; the outputs' scales make up for it. */
-INLINE void widen(vu word, vf wide[4]) {
+INLINE void widen(const uint8_t *w, vf wide[4]) {
+    vu word;
+    memcpy(&word, w, sizeof word);
+    IN_REGISTER(word); /* or each of the four lines reads it again */
     wide[0] = __builtin_convertvector((vi)(word << 24), vf);
     wide[1] = __builtin_convertvector((vi)((word << 16) & 0xff000000u), vf);
     wide[2] = __builtin_convertvector((vi)((word << 8) & 0xff000000u), vf);
     wide[3] = __builtin_convertvector((vi)(word & 0xff000000u), vf);
 }
-
-enum { AHEAD = 4096 }; /* bytes that the next weights are asked for in advance */
 
 /* M rows times `panels` panels of a group, straight from int8. */
 INLINE void block_int8(const int M, const int panels, const float *x, int64_t ldx, const uint8_t *w, int64_t step,
@@ -144,10 +164,8 @@ INLINE void block_int8(const int M, const int panels, const float *x, int64_t ld
     for (int64_t k = 0; k < k_size; k += 4, w += step) {
         for (int p = 0; p < panels; p++) __builtin_prefetch(w + AHEAD + 64 * p);
         for (int n = 0; n < panels * N; n++) {
-            vu word;
             vf wide[4];
-            memcpy(&word, w + 4 * L * n, sizeof word);
-            widen(word, wide);
+            widen(w + 4 * L * n, wide);
             for (int i = 0; i < 4; i++)
                 for (int m = 0; m < M; m++) acc[m][n] += wide[i] * x[m * ldx + k + i];
         }
@@ -160,11 +178,9 @@ INLINE void block_int8(const int M, const int panels, const float *x, int64_t ld
 static void widen_part(const uint8_t *w, int64_t depth, int64_t columns, float *wide) {
     for (int64_t k = 0; k < depth; k += 4, w += 4 * columns, wide += 4 * columns)
         for (int64_t n = 0; n < columns; n += L) {
-            vu word;
             vf four[4];
-            memcpy(&word, w + 4 * n, sizeof word);
             __builtin_prefetch(w + 4 * n + AHEAD);
-            widen(word, four);
+            widen(w + 4 * n, four);
             for (int i = 0; i < 4; i++) store(wide + i * columns + n, four[i]);
         }
 }
@@ -185,6 +201,17 @@ INLINE void group_int8(const int M, int64_t panels, const float *x, int64_t ldx,
         block_int8(M, 1, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
 }
 
+static void few_rows(int64_t rows, int64_t panels, const float *x, int64_t ldx, const uint8_t *w, int64_t k_size,
+                     const float *scale, float *y, int64_t ldy) {
+    for (; rows >= 4; rows -= 4, x += 4 * ldx, y += 4 * ldy) group_int8(4, panels, x, ldx, w, k_size, scale, y, ldy);
+    switch (rows) {
+        case 3: group_int8(3, panels, x, ldx, w, k_size, scale, y, ldy); break;
+        case 2: group_int8(2, panels, x, ldx, w, k_size, scale, y, ldy); break;
+        case 1: group_int8(1, panels, x, ldx, w, k_size, scale, y, ldy); break;
+        default: break;
+    }
+}
+
 /* y = x times the matrix's rows. y's rows have room for a whole number of panels. `wide` [DEPTH, GROUP * PANEL]. */
 static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
                      int64_t ldy, float *wide) {
@@ -199,20 +226,17 @@ static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows,
             continue;
         }
         const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
-        switch (rows) {
-            case 1: group_int8(1, some, x, ldx, w, k_size, scale, target, ldy); break;
-            case 2: group_int8(2, some, x, ldx, w, k_size, scale, target, ldy); break;
-            case 3: group_int8(3, some, x, ldx, w, k_size, scale, target, ldy); break;
-            case 4: group_int8(4, some, x, ldx, w, k_size, scale, target, ldy); break;
-            default:
-                for (int64_t k = 0; k < k_size; k += DEPTH) {
-                    const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
-                    widen_part(w + k * columns, depth, columns, wide);
-                    add_product(k > 0, rows, x + k, ldx, wide, columns, depth, target, ldy, columns);
-                }
-                for (int64_t m = 0; m < rows; m++)
-                    for (int64_t n = 0; n < columns; n += L)
-                        store(target + m * ldy + n, load(target + m * ldy + n) * load(scale + n));
+        if (rows <= FEW_ROWS) {
+            few_rows(rows, some, x, ldx, w, k_size, scale, target, ldy);
+        } else {
+            for (int64_t k = 0; k < k_size; k += DEPTH) {
+                const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
+                widen_part(w + k * columns, depth, columns, wide);
+                add_product(k > 0, rows, x + k, ldx, wide, columns, depth, target, ldy, columns);
+            }
+            for (int64_t m = 0; m < rows; m++)
+                for (int64_t n = 0; n < columns; n += L)
+                    store(target + m * ldy + n, load(target + m * ldy + n) * load(scale + n));
         }
         w += k_size * columns;
     }
@@ -230,6 +254,12 @@ static float sum_of_squares(const float *x, int64_t n, float centre) {
     float rest = 0;
     for (; i < n; i++) rest += (x[i] - centre) * (x[i] - centre);
     return sum_of(s) + rest;
+}
+
+INLINE float dot(const float *a, const float *b, int64_t n) {
+    vf s = {0};
+    for (int64_t i = 0; i < n; i += L) s += load_part(a + i, n - i) * load_part(b + i, n - i);
+    return sum_of(s);
 }
 
 static void layer_norm(const float *x, const float *weight, const float *bias, int64_t n, float eps, float *y) {
@@ -279,38 +309,37 @@ static void decay_shares(const float *decays, float since, int64_t n, float *sha
 static void delta_rule(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, int64_t first,
                        int64_t count, const float *values, int64_t ldv, const float *betas, float *out, int64_t ldo) {
     const int64_t K = m->key, V = m->value;
-    float *keys = page.keys + head * K * PAGE, *errors = page.errors + head * PAGE * V;
+    float *keys = page.keys + head * PAGE * K, *errors = page.errors + head * PAGE * V;
     const float *decays = page.decays + head * PAGE;
-    for (int64_t t = 0; t < count; t++)
-        for (int64_t k = 0; k < K; k++) keys[k * PAGE + first + t] = s->queries[t * K + k];
+    memcpy(keys + first * K, s->queries, (size_t)(count * K) * sizeof(float));
     product(2 * count, s->queries, K, memory, V, K, s->recalled, V, V);
-    product(2 * count, s->queries, K, keys, PAGE, K, s->overlaps, PAGE, PAGE);
     for (int64_t t = 0; t < count; t++) {
         const int64_t now = first + t;
-        const float *of_key = s->overlaps + t * PAGE, *of_query = s->overlaps + (count + t) * PAGE;
-        float share[PAGE];
-        decay_shares(decays, decays[now], now, share);
+        const float *key = s->queries + t * K, *query = s->queries + (count + t) * K;
+        decay_shares(decays, decays[now], now, s->shares);
         for (int64_t i = 0; i < now; i++) {
-            s->shares[i] = share[i] * of_key[i];
-            s->shares[PAGE + i] = share[i] * of_query[i];
+            const float share = s->shares[i];
+            s->shares[i] = share * dot(key, keys + i * K, K);
+            s->shares[PAGE + i] = share * dot(query, keys + i * K, K);
         }
         product(2, s->shares, PAGE, errors, V, now, s->gained, V, V);
-        const float since = expf(decays[now]), beta = betas[t * m->heads], same = of_query[now];
-        const float *by_key = s->recalled + t * V, *by_query = s->recalled + (count + t) * V;
-        float *error = errors + now * V, *o = out + t * ldo;
-        for (int64_t v = 0; v < V; v++) error[v] = beta * (values[t * ldv + v] - (since * by_key[v] + s->gained[v]));
-        for (int64_t v = 0; v < V; v++) o[v] = (since * by_query[v] + s->gained[V + v]) + same * error[v];
+        const float since = expf(decays[now]), beta = betas[t * m->heads], same = dot(query, key, K);
+        const float *restrict by_key = s->recalled + t * V, *restrict by_query = s->recalled + (count + t) * V;
+        const float *restrict gained = s->gained, *restrict value = values + t * ldv;
+        float *restrict error = errors + now * V, *restrict o = out + t * ldo;
+        for (int64_t v = 0; v < V; v++) error[v] = beta * (value[v] - (since * by_key[v] + gained[v]));
+        for (int64_t v = 0; v < V; v++) o[v] = (since * by_query[v] + gained[V + v]) + same * error[v];
     }
 }
 
 /* The memory after a whole page: exp(G) S + sum over i of exp(G - G_i) k_i u_i'. target may be memory. */
 static void rewrite(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, float *target) {
     const int64_t K = m->key, V = m->value;
-    const float *keys = page.keys + head * K * PAGE, *decays = page.decays + head * PAGE;
+    const float *keys = page.keys + head * PAGE * K, *decays = page.decays + head * PAGE;
     float share[PAGE];
     decay_shares(decays, decays[PAGE - 1], PAGE, share);
-    for (int64_t k = 0; k < K; k++)
-        for (int i = 0; i < PAGE; i++) s->shares[k * PAGE + i] = keys[k * PAGE + i] * share[i];
+    for (int64_t i = 0; i < PAGE; i++)
+        for (int64_t k = 0; k < K; k++) s->shares[k * PAGE + i] = keys[i * K + k] * share[i];
     product(K, s->shares, PAGE, page.errors + head * PAGE * V, V, PAGE, s->gained, V, V);
     const float since = expf(decays[PAGE - 1]);
     for (int64_t i = 0; i < K * V; i++) target[i] = since * memory[i] + s->gained[i];

@@ -15,7 +15,7 @@
 enum { PAGE = 16 };    /* tokens between two rewritings of a GDN memory; pages begin at multiples of it */
 enum { PANEL = 16 };   /* outputs side by side in packed weights */
 enum { GROUP = 4 };    /* panels that are packed together */
-enum { KEYS = 16 };    /* keys side by side in the key cache */
+enum { KEYS = 64 };    /* keys side by side in the key cache */
 enum { LARGEST_CONV = 16, LARGEST_HEADS = 64 };
 enum { GDN, GQA };
 
@@ -86,7 +86,7 @@ static inline int64_t qkv_floats(const Model *m) {
 static inline int64_t channels(const Model *m) { return m->heads * (2 * m->key + m->value); }
 
 /* Floats of one page of one GDN mixer and sequence: the convolution's inputs [W + PAGE, C] (the W before the page
- * first), keys [H, K, PAGE], errors u [H, PAGE, V] and log decays since the page's beginning [H, PAGE]. */
+ * first), keys [H, PAGE, K], errors u [H, PAGE, V] and log decays since the page's beginning [H, PAGE]. */
 static inline int64_t page_floats(const Model *m) {
     return (m->conv - 1 + PAGE) * channels(m) + m->heads * PAGE * (m->key + m->value + 1);
 }
@@ -95,7 +95,7 @@ enum { DEPTH = 64 }; /* inputs of int8 weights that are made floats at a time: t
 enum { TILE = 6 }; /* tokens whose attention is computed together */
 
 static inline int64_t added_floats(const Model *m) { return round_up(m->width, PANEL); }
-static inline int64_t scores_floats(const Model *m) { return round_up(m->positions, PANEL); }
+static inline int64_t scores_floats(const Model *m) { return round_up(m->positions, KEYS); }
 
 /* Intermediate results of one call. */
 typedef struct {
@@ -109,7 +109,6 @@ typedef struct {
     float *conv;       /* [PAGE, C]: one sequence's q, k and v */
     float *queries;    /* [2 * PAGE, K]: one head's keys, then its queries */
     float *recalled;   /* [2 * PAGE, V]: the same times the memory */
-    float *overlaps;   /* [2 * PAGE, PAGE]: the same times the page's keys */
     float *shares;     /* [2 or K, PAGE] */
     float *gained;     /* [2 or K, V]: the shares times the page's errors */
     float *tile_in, *tile_out; /* [TILE * q_heads / kv_heads, head_dim] */
@@ -134,7 +133,6 @@ static inline int64_t carve(const Model *m, int64_t rows, float *base, Scratch *
     TAKE(conv, PAGE * channels(m));
     TAKE(queries, 2 * PAGE * m->key);
     TAKE(recalled, 2 * PAGE * m->value);
-    TAKE(overlaps, 2 * PAGE * PAGE);
     TAKE(shares, larger(2, m->key) * PAGE);
     TAKE(gained, larger(2, m->key) * m->value);
     TAKE(tile_in, tile * m->head_dim);
