@@ -219,8 +219,7 @@ class Grammar(NamedTuple):
         """The ids that may follow, ascending; EOS among them only if `may_end`."""
         if self.slot is None:
             return np.zeros(0, np.int64)
-        block = BLOCKS[self.slot]
-        first, stop = block
+        first, stop = BLOCKS[self.slot]
         if self.slot is Slot.DELTA:
             if self.at_start:
                 return np.array([first])
@@ -240,8 +239,7 @@ class Grammar(NamedTuple):
             return Grammar(None)
         match self.slot:
             case Slot.DELTA:
-                is_chord = token == BLOCKS[Slot.DELTA].start and not self.at_start
-                return Grammar(Slot.PITCH, in_chord=is_chord, pitch=self.pitch)
+                return Grammar(Slot.PITCH, in_chord=token == BLOCKS[Slot.DELTA].start, pitch=self.pitch)
             case Slot.PITCH:
                 return Grammar(Slot.DURATION, pitch=token)
             case Slot.DURATION:
