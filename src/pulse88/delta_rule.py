@@ -120,7 +120,7 @@ def require_fla() -> None:
     """Raises MissingKernel, with the line to type, unless flash-linear-attention and a CUDA device are there."""
     if importlib.util.find_spec("fla") is None:
         raise MissingKernel(
-            "flash-linear-attention is not installed, and training on CUDA does without no kernel: "
+            "the kernel `fla`, which training on CUDA takes, needs flash-linear-attention: "
             "pip install 'pulse88[gpu]', or choose the kernel `chunked` (slower, the same function)"
         )
     if not torch.cuda.is_available():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pulse88.config import ModelConfig
 from pulse88.delta_rule import Kernel, gated_delta_rule, require_fla
@@ -285,6 +286,7 @@ class Pulse88(nn.Module):
     def __init__(self, config: ModelConfig, kernel: Kernel = "chunked") -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # computes each layer again in the backward pass
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
@@ -316,9 +318,11 @@ class Pulse88(nn.Module):
     def forward(self, ids_BT: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits [B, T, vocabulary] in float32 for what follows each id, and the state after the last.
 
-        ValueError beyond the position table: roll on by rebuilding the state from the last notes.
+        ValueError without tokens, and beyond the position table: roll on by rebuilding the state from the last notes.
         """
         tokens, position = ids_BT.shape[1], state.position
+        if not tokens:
+            raise ValueError("no tokens")
         if position + tokens > self.config.max_positions:
             raise ValueError(
                 f"{position} + {tokens} tokens are more than the {self.config.max_positions} positions of this model"
@@ -327,7 +331,10 @@ class Pulse88(nn.Module):
         x_BTD = self.dropout(self.token_embedding(ids_BT) + self.position_embedding(positions_T))
         after = []
         for layer, states in zip(self.layers, state.layers, strict=True):
-            x_BTD, states = layer(x_BTD, states, position)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x_BTD, states = checkpoint(layer, x_BTD, states, position, use_reentrant=False)
+            else:
+                x_BTD, states = layer(x_BTD, states, position)
             after.append(states)
         return self.logits(x_BTD), State(position + tokens, tuple(after))
 
