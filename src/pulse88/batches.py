@@ -2,15 +2,20 @@
 
 Shape legend: B windows, T tokens of a window.
 
-Every epoch lays windows over every piece so that each token is seen about once, shuffles them, and hands them out in
-that order. Which window comes at which step depends on the seed and the step alone; ranks share it out. So a run goes
-on after any step, with any number of processes, by knowing one number.
+Every epoch lays ceil(length / window) windows over every piece, shuffles them, and hands them out in that order. Which
+window comes at which step depends on the seed and the step alone; ranks share it out. So a run goes on after any step,
+with any number of processes, by knowing one number.
+
+How often a token is seen: a piece that fits into one window exactly once an epoch. In a longer one each token but the
+BOS has an even chance or better in every epoch and comes three times at most; the mean over the piece is 1 to 2 times,
+near 1 where the piece is many windows long or little less than a whole number of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +45,13 @@ class TokenCorpus:
         """[pieces] index of each piece's first token."""
         return np.cumsum(self.lengths) - self.lengths
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any token and with the order of the pieces."""
+        digest = hashlib.blake2b(self.lengths.astype("<i8").tobytes(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.tokens).data)
+        return digest.hexdigest()
+
 
 class Batches:
     """Training batches of a corpus under a configuration."""
@@ -56,23 +68,31 @@ class Batches:
 
         ValueError if the processes can't share the batch evenly.
         """
+        return np.stack([self.window(number) for number in self.numbers(step, rank, world)])
+
+    def numbers(self, step: int, rank: int = 0, world: int = 1) -> range:
+        """Numbers of the windows of this process at this step, counted over all epochs."""
         size = self.config.batch_windows
         if size % world:
             raise ValueError(f"a batch of {size} windows can't be shared by {world} processes")
         first = step * size + rank * (size // world)
-        return np.stack([self.window(number) for number in range(first, first + size // world)])
+        return range(first, first + size // world)
 
     def window(self, number: int) -> NDArray[np.int64]:
         """[T + 1] ids of the window with this number, counted over all epochs."""
-        pieces, offsets = self._epoch(number // self.windows_per_epoch)
-        index = number % self.windows_per_epoch
-        piece, offset = int(pieces[index]), int(offsets[index])
+        piece, offset = self.place(number)
         begin = int(self._starts[piece]) + offset
         end = int(self._starts[piece] + self.corpus.lengths[piece])
         ids = self.corpus.tokens[begin : min(begin + self.config.window + 1, end)].astype(np.int64)
         random = np.random.default_rng((self.config.seed, 1, number))
         ids = transposed(ids, random, self.config.transpose_down, self.config.transpose_up)
         return np.pad(ids, (0, self.config.window + 1 - len(ids)), constant_values=PAD)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Index of the window's piece, and the window's first token in it."""
+        pieces, offsets = self._epoch(number // self.windows_per_epoch)
+        index = number % self.windows_per_epoch
+        return int(pieces[index]), int(offsets[index])
 
     def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Piece and token offset of every window of an epoch, shuffled.
