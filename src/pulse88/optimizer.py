@@ -127,13 +127,16 @@ def named_state(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tens
 
 
 def load_named_state(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Puts back what `named_state` took out; ValueError for names that fit no parameter."""
+    """Puts back what `named_state` took out; ValueError where it isn't of these parameters, or lacks some of them.
+
+    Before a first step there is no state, so no tensors at all are right too.
+    """
     owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if tensors and (differ := parameters.keys() ^ {entry.rpartition("|")[0] for entry in tensors}):
+        raise ValueError(f"the optimizer's state is of other parameters than the model's: {', '.join(sorted(differ))}")
     for entry, value in tensors.items():
         name, _, key = entry.rpartition("|")
-        if name not in parameters:
-            raise ValueError(f"the optimizer's state names a parameter that this model has not: {name!r}")
         parameter = parameters[name]
         state: dict[str, Any] = owner[id(parameter)].state[parameter]
         # AdamW keeps its step count on the CPU unless it is fused; it moves it itself where needed.
