@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -189,6 +190,10 @@ class Performance:
         This is the one place where the sustain pedal becomes durations. A pedal that never rises rises at the end of
         the piece. A key that is held longer than that keeps its own duration.
         """
+        return self._sounding
+
+    @cached_property
+    def _sounding(self) -> Floats:
         if not len(self.pedal_time) or not len(self):
             return self.duration
         key_end = self.onset + self.duration
@@ -204,7 +209,9 @@ class Performance:
             held = (span >= 0) & (key_end[notes] < stops[np.maximum(span, 0)])
             ringing_end[notes[held]] = stops[span[held]]
         ringing_end = np.maximum(key_end, np.minimum(ringing_end, self._next_strike()))
-        return np.maximum(ringing_end - self.onset, self.duration)
+        sounding = np.maximum(ringing_end - self.onset, self.duration)
+        sounding.flags.writeable = False
+        return sounding
 
     def without_overlaps(self) -> Performance:
         """Each key let go before the same part strikes it again; of two strikes at once the longer stays."""
