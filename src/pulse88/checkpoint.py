@@ -2,7 +2,10 @@
 
 RUN/checkpoints/step-00001000/weights.safetensors     the model, in float32
                               optimizer.safetensors   moments, under `parameter|key`
-                              state.json              step, tokens, configuration, fingerprints
+                              state.json              step, tokens, recipe, circumstances, loss scale
+
+There are no states of random generators in it: data, augmentation and dropout of a step are functions of the seed and
+the step (batches.py, train.py).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,21 @@ from pulse88.optimizer import load_named_state, named_state
 from pulse88.vocabulary import TimeGrid
 
 FORMAT = "1"
+_REMEDY = "delete its folder to resume from the checkpoint before it"
+WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+# What may differ when a run goes on, and what that changes.
+CHANGEABLE = {
+    "micro_windows": "the order in which gradients are rounded and, with dropout, what is dropped",
+    "gradient_checkpointing": "memory and time only",
+    "validate_every": "when it is validated",
+    "checkpoint_every": "when checkpoints are made",
+    "checkpoint_minutes": "when checkpoints are made",
+}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint can't be read or doesn't fit; the message names the file and the remedy."""
+    """A checkpoint can't be written, read, or doesn't fit; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -42,36 +56,85 @@ class Progress:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run depends on beside its recipe."""
+
+    grid: TimeGrid
+    data: str  # fingerprint of the training pieces
+    world: int  # processes
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on, the state of its loss scaling, and sentences on what is different from before."""
+
+    progress: Progress
+    scaler: dict[str, Any]
+    remarks: list[str]
+
+
 def save(
     run: Path,
     model: nn.Module,
     optimizers: list[Optimizer],
     progress: Progress,
     config: TrainConfig,
-    grid: TimeGrid,
+    circumstances: Circumstances,
+    scaler: dict[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Writes the checkpoint of this step under a temporary name, renames it, and drops all but the last `keep`."""
+    """Writes the checkpoint of this step under a temporary name, renames it, and drops all but the last `keep`.
+
+    CheckpointError if it can't be written, on a full disk for one: those before it stay.
+    """
     folder = run / "checkpoints"
     final = folder / f"step-{progress.step:08d}"
     making = folder / f".making-{final.name}"
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, making / "weights.safetensors", metadata_of(config.model_config, grid))
-    moments = {name: value.detach().contiguous() for name, value in named_state(model, optimizers).items()}
-    save_file(moments, making / "optimizer.safetensors", {"pulse88_format": FORMAT})
-    state = {"format": FORMAT, **asdict(progress), "config": asdict(config), "time_grid": grid.fingerprint}
-    (making / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for path in making.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    making.replace(final)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        for left in folder.glob(".making-*"):
+            shutil.rmtree(left)
+        making.mkdir(parents=True)
+        _write(making, model, optimizers, progress, config, circumstances, scaler)
+        if final.exists():
+            shutil.rmtree(final)
+        making.replace(final)
+        for old in list_checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(making, ignore_errors=True)
+        found = list_checkpoints(run)
+        last = f"the last good one is {found[-1]}" if found else "there is none before it"
+        raise CheckpointError(f"{final} could not be written ({error}); {last}. Make room and resume.") from error
     return final
+
+
+def _write(
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    progress: Progress,
+    config: TrainConfig,
+    circumstances: Circumstances,
+    scaler: dict[str, Any],
+) -> None:
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_NAME, metadata_of(config.model_config, circumstances.grid))
+    moments = {name: value.detach().contiguous() for name, value in named_state(model, optimizers).items()}
+    save_file(moments, folder / OPTIMIZER_NAME, {"pulse88_format": FORMAT})
+    state = {
+        "format": FORMAT,
+        **asdict(progress),
+        "config": asdict(config),
+        "time_grid": circumstances.grid.fingerprint,
+        "data": circumstances.data,
+        "world": circumstances.world,
+        "scaler": scaler,
+    }
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n")
+    for path in folder.iterdir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
 
 
 def load_model(weights: Weights) -> Pulse88:
@@ -88,31 +151,53 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
 
-def load(folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, grid: TimeGrid) -> Progress:
-    """Puts weights and moments back. CheckpointError for a damaged checkpoint, another recipe or another grid."""
-    state = _read_state(folder / "state.json")
-    if state["time_grid"] != grid.fingerprint:
+def load(
+    folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, circumstances: Circumstances
+) -> Resumed:
+    """Puts weights and moments back. CheckpointError for a damaged checkpoint, another recipe, grid or corpus.
+
+    Another number of processes, and other settings of those in CHANGEABLE, are told in the remarks.
+    """
+    state = read_state(folder)
+    if state["time_grid"] != circumstances.grid.fingerprint:
         raise CheckpointError(f"{folder}: made with another time grid than the data's; prepare the data with its grid")
-    theirs, ours = state["config"], json.loads(json.dumps(asdict(config)))
-    changed = [f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if theirs.get(key) != ours[key]]
-    if changed:
-        raise CheckpointError(f"{folder}: made with another recipe ({'; '.join(changed)}); resume with the same one")
-    tensors = _read_tensors(folder / "weights.safetensors")
+    if state.get("data", circumstances.data) != circumstances.data:
+        raise CheckpointError(f"{folder}: made with other training pieces; give the data that the run began with")
+    # A setting that is younger than the checkpoint was at its default.
+    theirs = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
+    ours = json.loads(json.dumps(asdict(config)))
+    changed = {key: f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key]}
+    if refused := [line for key, line in changed.items() if key not in CHANGEABLE]:
+        raise CheckpointError(f"{folder}: made with another recipe ({'; '.join(refused)}); resume with the same one")
+    remarks = [f"{line}; this changes {CHANGEABLE[key]}" for key, line in changed.items()]
+    world = state.get("world", circumstances.world)
+    if world != circumstances.world:
+        remarks.append(
+            f"processes: {world} there, {circumstances.world} here; the batches stay the same, this changes "
+            f"{CHANGEABLE['micro_windows']}"
+        )
+    tensors = _read_tensors(folder / WEIGHTS_NAME)
     problem = model.load_state_dict(tensors, strict=False)
     if problem.missing_keys or problem.unexpected_keys:
         raise CheckpointError(
             f"{folder}: missing {problem.missing_keys}, unexpected {problem.unexpected_keys}: not this model's weights"
         )
-    load_named_state(model, optimizers, _read_tensors(folder / "optimizer.safetensors"))
-    return Progress(state["step"], state["tokens"])
+    moments = _read_tensors(folder / OPTIMIZER_NAME)
+    try:
+        load_named_state(model, optimizers, moments)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / OPTIMIZER_NAME}: {error}; {_REMEDY}") from error
+    return Resumed(Progress(state["step"], state["tokens"]), state.get("scaler", {}), remarks)
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state.json; CheckpointError if it can't be read."""
+    path = folder / STATE_NAME
     try:
         state: dict[str, Any] = json.loads(path.read_text())
         state["step"], state["tokens"], state["config"], state["time_grid"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}; delete this folder to resume from the checkpoint before it") from error
+        raise CheckpointError(f"{path}: {error}; {_REMEDY}") from error
     return state
 
 
@@ -120,4 +205,4 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: {error}; delete its folder to resume from the checkpoint before it") from error
+        raise CheckpointError(f"{path}: {error}; {_REMEDY}") from error

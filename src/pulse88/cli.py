@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__
+from pulse88 import __version__, cli_train
 from pulse88.config import SamplingConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
@@ -36,6 +36,10 @@ KEY_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 @click.version_option(__version__, prog_name="pulse88")
 def main() -> None:
     """Give it the opening of a piano piece as MIDI, and it plays on."""
+
+
+main.add_command(cli_train.train)
+main.add_command(cli_train.export)
 
 
 @main.command("continue", short_help="Play on from a MIDI file.")

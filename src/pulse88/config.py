@@ -134,6 +134,10 @@ class TrainConfig:
     precision: str = setting("fp16", "fp32, bf16 or fp16 (with loss scaling) for matrix products on a GPU.")
     validate_every: int = setting(2700, "Steps between validations.")
     checkpoint_every: int = setting(500, "Steps between checkpoints.")
+    checkpoint_minutes: float = setting(15.0, "Minutes between checkpoints, beside those by steps; 0 for none.")
+    gradient_checkpointing: bool = setting(
+        False, "Compute each layer again in the backward pass instead of keeping its results: less memory, more time."
+    )
 
     def __post_init__(self) -> None:
         _require(self.model in MODEL_PRESETS, f"model must be one of {sorted(MODEL_PRESETS)}, not {self.model!r}")
@@ -142,10 +146,17 @@ class TrainConfig:
         _require(self.precision in ("fp32", "bf16", "fp16"), f"precision {self.precision!r} is not fp32, bf16 or fp16")
         for name in ("window", "batch_windows", "micro_windows", "steps", "validate_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip", "embedding_init_std"):
+            _require(0 < getattr(self, name) < math.inf, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("seed", "muon_learning_rate", "weight_decay", "checkpoint_minutes"):
+            _require(0 <= getattr(self, name) < math.inf, f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("label_smoothing", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name in ("constant_share", "floor"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}")
         _require(0 <= self.context_tokens < self.window, "context_tokens must be shorter than the window")
-        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
         _require(self.optimizer != "muon" or self.muon_learning_rate > 0, "muon needs a muon_learning_rate above 0")
-        _require(0 <= self.constant_share <= 1, f"constant_share must be in [0, 1], not {self.constant_share}")
+        _require(self.warmup_steps >= -1, f"warmup_steps must be 0 or more, or -1, not {self.warmup_steps}")
         _require(self.transpose_down >= 0 and self.transpose_up >= 0, "transpositions are given as 0 or more semitones")
         _require(self.window <= self.model_config.max_positions, "the window is longer than the model's positions")
 

@@ -7,11 +7,13 @@ on CUDA the real kernel of the delta rule must be there, or the run stops before
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +27,30 @@ from torch.optim import Optimizer
 
 from pulse88 import checkpoint, shards
 from pulse88.batches import Batches, TokenCorpus
-from pulse88.checkpoint import Progress
+from pulse88.checkpoint import CheckpointError, Circumstances, Progress
 from pulse88.config import TrainConfig
 from pulse88.delta_rule import Kernel
-from pulse88.evaluate import Likelihood, likelihood
+from pulse88.evaluate import SLOTS, Likelihood, likelihood
 from pulse88.model import Pulse88
-from pulse88.objective import nats, split_targets
+from pulse88.objective import nats, nats_of_each, slot_table, split_targets
 from pulse88.optimizer import make_optimizers, set_learning_rate
+from pulse88.sitting import Sitting
+from pulse88.training_log import StepFigures, TrainingLog, is_logged
 
-LOG_EVERY = 10  # steps between lines of the log
+_log = logging.getLogger(__name__)
 
 
 class NonFinite(RuntimeError):
     """Loss or gradient stopped being a number; the step was not taken and the message says where its batch lies."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a sitting came, and why it ended: `finished`, `time`, or the name of a signal."""
+
+    progress: Progress
+    ended_by: str
+    leads: bool  # whether this process is the one that speaks for all
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,14 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(value)
         return value
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """Each value's largest over all processes, so that all of them decide the same."""
+        if self.world == 1:
+            return list(values)
+        shared = torch.tensor(values, device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [int(value) for value in shared.tolist()]
 
 
 @contextmanager
@@ -85,201 +106,221 @@ def train(
     compiled: bool = False,
     resume: bool = False,
     sitting_minutes: float | None = None,
-) -> Progress:
-    """Trains until the recipe's last step or the end of the sitting, and returns how far it came.
+) -> Outcome:
+    """Trains until the recipe's last step, the end of the sitting, or SIGTERM or Ctrl-C, and saves.
 
     `kernel` None takes `fla` on CUDA and `chunked` elsewhere. With `resume` it goes on from the run's latest
-    checkpoint, else the folder must not hold one (ValueError). The weights are in the last checkpoint.
+    checkpoint if there is one; without, the folder must not hold any (ValueError). The weights are in the last
+    checkpoint. Errors: ShardError for the data, CheckpointError, MissingKernel, NonFinite.
     """
-    with processes() as ranks:
-        sitting = Sitting(sitting_minutes)
-        grid = shards.read_grid(data)
-        corpus, held_out = shards.read_split(data, "train"), shards.read_split(data, "validation")
-        torch.manual_seed(config.seed)
-        model = Pulse88(config.model_config, kernel or ("fla" if ranks.device.type == "cuda" else "chunked"))
-        model.to(ranks.device)
-        optimizers = make_optimizers(model, config)
-        progress = Progress(0, 0)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(processes())
+        sitting = stack.enter_context(Sitting(sitting_minutes, config.checkpoint_minutes))
         found = checkpoint.list_checkpoints(run)
         if found and not resume:
             raise ValueError(f"{run} holds checkpoints already: resume it, or choose another folder")
+        grid = shards.read_grid(data)
+        corpus, held_out = shards.read_split(data, "train"), shards.read_split(data, "validation")
+        if corpus.lengths.max() <= config.context_tokens:
+            raise ValueError(f"{data}: no piece is longer than the {config.context_tokens} tokens of context")
+        circumstances = Circumstances(grid, corpus.fingerprint, ranks.world)
+        trainer = Trainer(config, corpus, ranks, kernel)
+        progress, remarks = Progress(0, 0), ["nothing to resume, so it begins"] if resume and not found else []
         if found:
-            progress = checkpoint.load(found[-1], model, optimizers, config, grid)
-        if compiled:
-            for layer in model.layers:
-                layer.compile()
-        log = Log(run, ranks)
-        log.line(event="start", step=progress.step, world=ranks.world, config=asdict(config))
-        batches = Batches(corpus, config)
-        parallel: nn.Module = model
-        if ranks.world > 1:
-            parallel = DistributedDataParallel(
-                model, device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None
-            )
-        scaler = torch.amp.GradScaler(
-            ranks.device.type, enabled=config.precision == "fp16" and _amp(config, ranks) is not None
-        )
-        while progress.step < config.steps and not sitting.over(ranks):
-            set_learning_rate(optimizers, config.learning_rate_at(progress.step))
-            loss, norm, counted = take_step(parallel, model, optimizers, scaler, batches, config, ranks, progress.step)
-            progress = Progress(progress.step + 1, progress.tokens + counted)
-            log.step(progress, loss, norm, config)
+            resumed = checkpoint.load(found[-1], trainer.model, trainer.optimizers, config, circumstances)
+            if resumed.scaler:
+                trainer.scaler.load_state_dict(resumed.scaler)
+            progress, remarks = resumed.progress, resumed.remarks
+        trainer.start(compiled)
+        log = stack.enter_context(closing(TrainingLog(run, config, progress))) if ranks.leads else None
+        if log:
+            for remark in remarks:
+                _log.warning("%s: %s", run, remark)
+            log.event("start", step=progress.step, world=ranks.world, remarks=remarks, config=asdict(config))
+        saved, ended_by = progress.step if found else -1, "finished"
+        while progress.step < config.steps:
+            signalled, over, due = ranks.largest((sitting.signal, sitting.over, ranks.leads and sitting.checkpoint_due))
+            if signalled or over:
+                ended_by = signal.Signals(signalled).name if signalled else "time"
+                break
+            began = time.monotonic()
+            try:
+                figures = trainer.step(progress.step)
+            except NonFinite as error:
+                if log:
+                    _write_json(run / "nonfinite.json", trainer.coordinates(progress.step) | {"problem": str(error)})
+                raise
+            progress = Progress(progress.step + 1, progress.tokens + figures.tokens)
+            if log:
+                log.step(progress, figures, time.monotonic() - began, trainer.largest_memory())
+            if due or progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+                _save(run, trainer, progress, circumstances)
+                saved = progress.step
+                sitting.note_checkpoint()
             if progress.step % config.validate_every == 0 or progress.step == config.steps:
-                log.validation(progress, validate(model, held_out, config, ranks))
-            if progress.step % config.checkpoint_every == 0 and progress.step < config.steps:
-                _save(run, model, optimizers, progress, config, grid, ranks)
-        _save(run, model, optimizers, progress, config, grid, ranks)
-        log.line(event="end", step=progress.step, tokens=progress.tokens)
-    return progress
+                likelihood_found = trainer.validate(held_out)
+                if log:
+                    log.validation(progress, likelihood_found)
+        if saved != progress.step:
+            _save(run, trainer, progress, circumstances)
+        if log:
+            log.event("end", step=progress.step, tokens=progress.tokens, ended_by=ended_by)
+    return Outcome(progress, ended_by, ranks.leads)
 
 
-def take_step(
-    parallel: nn.Module,
-    model: Pulse88,
-    optimizers: list[Optimizer],
-    scaler: torch.amp.GradScaler,
-    batches: Batches,
-    config: TrainConfig,
-    ranks: Ranks,
-    step: int,
-) -> tuple[float, float, int]:
-    """One optimizer step over all micro-batches and processes: mean loss in nats, gradient norm, tokens counted.
+class Trainer:
+    """A model, its optimizers and its batches, on one of the processes that share a run."""
 
-    The sum of nats is divided once by the number of targets that count in the whole batch.
+    def __init__(self, config: TrainConfig, corpus: TokenCorpus, ranks: Ranks, kernel: Kernel | None = None) -> None:
+        """ValueError if the processes can't share a batch, or for a precision that the GPU hasn't."""
+        self.config, self.ranks = config, ranks
+        self.batches = Batches(corpus, config)
+        self.batches.numbers(0, ranks.rank, ranks.world)
+        self.precision = precision_on(ranks.device, config)
+        torch.manual_seed(config.seed)
+        self.model = Pulse88(config.model_config, kernel or ("fla" if ranks.device.type == "cuda" else "chunked"))
+        self.model.gradient_checkpointing = config.gradient_checkpointing
+        self.model.to(ranks.device)
+        self.optimizers: list[Optimizer] = make_optimizers(self.model, config)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == torch.float16)
+        self._parallel: nn.Module = self.model
+        self._slots = slot_table(ranks.device)
+
+    def start(self, compiled: bool) -> None:
+        """Compiles the layers and joins the other processes, once the weights are those to begin with."""
+        if compiled:
+            for layer in self.model.layers:
+                layer.compile()
+        if self.ranks.world > 1:
+            device_ids = [self.ranks.device.index] if self.ranks.device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(self.model, device_ids=device_ids)
+
+    def step(self, step: int) -> StepFigures:
+        """One optimizer step over all micro-batches and processes; NonFinite before anything changes.
+
+        The sum of nats is divided once by the number of targets that count in the whole batch.
+        """
+        config, ranks = self.config, self.ranks
+        set_learning_rate(self.optimizers, config.learning_rate_at(step))
+        ids = torch.from_numpy(self.batches.batch(step, ranks.rank, ranks.world))
+        if ranks.device.type == "cuda":
+            ids = ids.pin_memory().to(ranks.device, non_blocking=True)
+        inputs, targets, counts = split_targets(ids, config.context_tokens)
+        counted = ranks.total(counts.sum())
+        divisor = counted.clamp(min=1)  # Pieces shorter than the context can fill a batch of a small corpus.
+        total = torch.zeros((), device=ranks.device)
+        by_slot = torch.zeros(2, len(SLOTS), device=ranks.device)
+        first_number = self.batches.numbers(step, ranks.rank, ranks.world).start
+        logged = is_logged(step + 1, config)
+        self.model.train()
+        for first in range(0, len(ids), config.micro_windows):
+            rows = slice(first, first + config.micro_windows)
+            self._seed_dropout(first_number + first)
+            alone = ranks.world == 1 or first + config.micro_windows >= len(ids)
+            with nullcontext() if alone else self._parallel.no_sync():  # type: ignore[operator]
+                with torch.autocast(ranks.device.type, dtype=self.precision, enabled=self.precision is not None):
+                    logits, _ = self._parallel(inputs[rows], self.model.zero_state(len(inputs[rows])))
+                loss = nats(logits, targets[rows], counts[rows], config.label_smoothing)
+                # DDP averages gradients over processes; the sum is meant, so the mean is scaled back.
+                torch.autograd.backward(self.scaler.scale(loss * ranks.world / divisor))
+            total += loss.detach()
+            if logged:
+                by_slot += self._by_slot(logits.detach(), targets[rows], counts[rows])
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip, foreach=True)
+        mean = ranks.total(total) / divisor
+        figures = torch.stack((mean.double(), norm.double(), counted.double())).tolist()
+        finite = math.isfinite(figures[1])
+        may_rescale = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
+        if not math.isfinite(figures[0]) or not (finite or may_rescale):
+            raise NonFinite(
+                f"step {step}: loss {figures[0]}, gradient norm {figures[1]}; nothing was changed. The last checkpoint "
+                f"is as good as before, but the same batch comes again: begin anew with a lower learning rate"
+            )
+        for optimizer in self.optimizers:
+            if finite:  # All of them or none: the clipped gradients of the others are no numbers either.
+                self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        slots = self._mean_by_slot(by_slot) if logged else None
+        return StepFigures(figures[0], figures[1], round(figures[2]), finite, slots)
+
+    def validate(self, held_out: TokenCorpus) -> Likelihood:
+        """The evaluator's own objective over the held-out pieces, shared by the processes."""
+        mine = likelihood(
+            self.model,
+            held_out,
+            window=self.config.window,
+            batch=self.config.micro_windows,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            precision=self.precision,
+        )
+        total = self.ranks.total(torch.from_numpy(mine.nats).to(self.ranks.device))
+        return replace(mine, nats=total.cpu().numpy())
+
+    def coordinates(self, step: int) -> dict[str, Any]:
+        """Where the batch of a step comes from: seed, numbers, and piece and first token of each window."""
+        numbers = self.batches.numbers(step)
+        places = [self.batches.place(number) for number in numbers]
+        names = self.batches.corpus.names
+        windows = [
+            {"number": number, "piece": names[piece], "token": token}
+            for number, (piece, token) in zip(numbers, places, strict=True)
+        ]
+        return {"step": step, "seed": self.config.seed, "windows": windows}
+
+    def largest_memory(self) -> int:
+        """Bytes of GPU memory that this process held at most."""
+        return torch.cuda.max_memory_allocated() if self.ranks.device.type == "cuda" else 0
+
+    def _seed_dropout(self, number: int) -> None:
+        """Dropout as a function of the seed and of a micro-batch's first window, like the data: nothing to save."""
+        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, 2, number)).generate_state(1)[0]))
+
+    def _by_slot(self, logits_BTV: Tensor, targets_BT: Tensor, counts_BT: Tensor) -> Tensor:
+        """[2, slots] unsmoothed nats and number of the counted targets of each slot."""
+        counts = counts_BT.flatten().float()
+        each = nats_of_each(logits_BTV, targets_BT).flatten() * counts
+        found = torch.zeros(2, len(SLOTS), device=each.device)
+        return found.index_add_(1, self._slots[targets_BT.flatten()], torch.stack((each, counts)))
+
+    def _mean_by_slot(self, by_slot: Tensor) -> dict[str, float]:
+        sums, numbers = self.ranks.total(by_slot).tolist()
+        return {slot: s / n for slot, s, n in zip(SLOTS, sums, numbers, strict=True) if n}
+
+
+def precision_on(device: torch.device, config: TrainConfig) -> torch.dtype | None:
+    """The type that matrix products run in; None leaves them in float32, as always on a CPU.
+
+    ValueError for bf16 on a GPU that hasn't got it.
     """
-    ids = torch.from_numpy(batches.batch(step, ranks.rank, ranks.world))
-    if ranks.device.type == "cuda":
-        ids = ids.pin_memory().to(ranks.device, non_blocking=True)
-    inputs, targets, counts = split_targets(ids, config.context_tokens)
-    counted = ranks.total(counts.sum())
-    total = torch.zeros((), device=ranks.device)
-    precision = _amp(config, ranks)
-    model.train()
-    micro = range(0, len(ids), config.micro_windows)
-    for first in micro:
-        rows = slice(first, first + config.micro_windows)
-        last = first == micro[-1]
-        quiet = nullcontext() if last or ranks.world == 1 else parallel.no_sync()  # type: ignore[operator]
-        with quiet:
-            with torch.autocast(ranks.device.type, dtype=precision, enabled=precision is not None):
-                logits, _ = parallel(inputs[rows], model.zero_state(len(inputs[rows])))
-            loss = nats(logits, targets[rows], counts[rows], config.label_smoothing)
-            # DDP averages gradients over processes; the sum is meant, so the mean is scaled back.
-            torch.autograd.backward(scaler.scale(loss * ranks.world / counted))
-        total += loss.detach()
-    for optimizer in optimizers:
-        scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip, foreach=True)
-    mean = ranks.total(total) / counted
-    figures = torch.stack((mean, norm, counted.to(mean.dtype))).tolist()
-    if not np.isfinite(figures[0]) or (not np.isfinite(figures[1]) and not scaler.is_enabled()):
-        raise NonFinite(
-            f"step {step}: loss {figures[0]}, gradient norm {figures[1]}; nothing was changed. Its batch is "
-            f"batch({step}, {ranks.rank}, {ranks.world}) of seed {config.seed}. Lower the learning rate and resume."
-        )
-    for optimizer in optimizers:
-        scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    scaler.update()
-    return figures[0], figures[1], round(figures[2])
-
-
-def validate(model: Pulse88, held_out: TokenCorpus, config: TrainConfig, ranks: Ranks) -> Likelihood:
-    """The evaluator's own objective over the held-out pieces, shared by the processes."""
-    mine = likelihood(
-        model,
-        held_out,
-        window=config.window,
-        batch=config.micro_windows,
-        rank=ranks.rank,
-        world=ranks.world,
-        precision=_amp(config, ranks),
-    )
-    total = ranks.total(torch.from_numpy(mine.nats).to(ranks.device))
-    return replace(mine, nats=total.cpu().numpy())
-
-
-class Sitting:
-    """A stretch of training that ends by time or by a signal, always after a whole step."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
-        self.signalled = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.signalled = True
-
-    def over(self, ranks: Ranks) -> bool:
-        """Whether any process was told to stop or has run out of time; the same answer in all of them."""
-        mine = self.signalled or (self.ends is not None and time.monotonic() > self.ends)
-        if ranks.world == 1:
-            return mine
-        return bool(ranks.total(torch.tensor(int(mine), device=ranks.device)).item())
-
-
-class Log:
-    """RUN/log.jsonl: a JSON object a line, written by the leading process."""
-
-    def __init__(self, run: Path, ranks: Ranks) -> None:
-        self.path = run / "log.jsonl" if ranks.leads else None
-        self.since, self.since_tokens = time.monotonic(), -1
-        if self.path:
-            run.mkdir(parents=True, exist_ok=True)
-
-    def line(self, **values: Any) -> None:
-        if self.path:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
-
-    def step(self, progress: Progress, loss: float, norm: float, config: TrainConfig) -> None:
-        if progress.step % LOG_EVERY and progress.step != config.steps:
-            return
-        now = time.monotonic()
-        known = self.since_tokens >= 0
-        speed = (progress.tokens - self.since_tokens) / (now - self.since) if known else None
-        self.since, self.since_tokens = now, progress.tokens
-        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        self.line(
-            step=progress.step,
-            tokens=progress.tokens,
-            loss=loss,
-            norm=norm,
-            rate=config.learning_rate_at(progress.step - 1),
-            tokens_per_second=speed,
-            memory_bytes=memory,
-        )
-
-    def validation(self, progress: Progress, found: Likelihood) -> None:
-        self.line(
-            event="validation",
-            step=progress.step,
-            tokens=progress.tokens,
-            bits_per_note=found.bits_per_note,
-            slots=found.by_slot(),
-            sources=found.by_source(),
-        )
-        self.since_tokens = -1
-
-
-def _amp(config: TrainConfig, ranks: Ranks) -> torch.dtype | None:
-    """The type that matrix products run in; None leaves them in float32. Never lower than asked for on a CPU."""
-    if ranks.device.type != "cuda" or config.precision == "fp32":
+    if device.type != "cuda" or config.precision == "fp32":
         return None
+    if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError("this GPU has no bf16: set precision=fp16, which scales the loss")
     return torch.bfloat16 if config.precision == "bf16" else torch.float16
 
 
-def _save(
-    run: Path,
-    model: Pulse88,
-    optimizers: list[Optimizer],
-    progress: Progress,
-    config: TrainConfig,
-    grid: Any,
-    ranks: Ranks,
-) -> None:
-    if ranks.leads:
-        checkpoint.save(run, model, optimizers, progress, config, grid)
-    if ranks.world > 1:
-        dist.barrier()
+def _save(run: Path, trainer: Trainer, progress: Progress, circumstances: Circumstances) -> None:
+    """The leading process writes; where it can't, all of them leave with CheckpointError."""
+    failed = None
+    if trainer.ranks.leads:
+        try:
+            state = trainer.scaler.state_dict()
+            parts = (trainer.model, trainer.optimizers, progress, trainer.config, circumstances, state)
+            checkpoint.save(run, *parts)
+        except CheckpointError as error:
+            failed = error
+    (any_failed,) = trainer.ranks.largest([failed is not None])
+    if failed:
+        raise failed
+    if any_failed:
+        raise CheckpointError("the leading process could not write its checkpoint")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
