@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_the_context_is_never_passed_and_the_cost_of_an_event_is_bounded() -> No
 
 
 @pytest.mark.parametrize("keep", [1, 3, 8, 15])
-def test_past_the_context_the_state_is_rebuilt_from_the_last_events(keep: int) -> None:
+def test_past_the_context_the_state_is_rebuilt_from_the_seeds_first_and_the_latest_events(keep: int) -> None:
     seen: list[tuple[int, ...]] = []
 
     def logits(prefix: tuple[int, ...]) -> np.ndarray:
@@ -103,11 +103,19 @@ def test_past_the_context_the_state_is_rebuilt_from_the_last_events(keep: int) -
     whole = list(SEED) + made
     rebuilt = [prefix for prefix, before in zip(seen[1:], seen, strict=False) if len(prefix) < len(before)]
     assert rebuilt
-    for prefix in seen:  # every prefix is a stretch of what is there, cut between events
-        assert any(tuple(whole[i : i + len(prefix)]) == prefix for i in range(0, len(whole)))
+    anchor = SEED[1:][: keep // 2 * 4]
     for prefix in rebuilt:
-        assert len(prefix) == keep * 4
-        assert prefix[0] < 32
+        latest = prefix[len(anchor) :]
+        assert prefix[: len(anchor)] == anchor
+        assert len(prefix) <= keep * 4
+        assert any(tuple(whole[i : i + len(latest)]) == latest for i in range(1, len(whole), 4)), "cut between events"
+        Grammar.of(prefix)
+        if anchor and latest:
+            assert latest[0] != 0, "the latest events begin with a chord's first note"
+    assert any(len(prefix) == keep * 4 for prefix in rebuilt)
+    for before, prefix in pairwise(seen):
+        if len(prefix) > len(before):
+            assert prefix[: len(before)] == before, "between rebuildings the context only grows"
 
 
 def test_by_default_half_the_context_is_kept() -> None:

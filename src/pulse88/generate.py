@@ -10,8 +10,10 @@ take's number and the event's number; every forward pass is of a single sequence
 their last bits. Both together make take i the same whether one take is made or eight.
 
 Rolling on: when the context of `max_positions` tokens has no room for one more event, the state is rebuilt from zero
-with the last `keep` events, by default as many as fill half the context (256 notes of 2048 tokens), and positions start
-again. Memory is bounded by the context, and the cost of an event by twice its cost without rolling on.
+with `keep` events, by default as many as fill half the context (256 notes of 2048 tokens), and positions start again.
+Half of them are the seed's first ones, the anchor, and half the latest: without the anchor the music drifts away from
+the seed, gets ever denser and can die in a trill (docs/log.md). Memory is bounded by the context, and the cost of an
+event by twice its cost without rolling on.
 
 Shape legend: V vocabulary.
 """
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from pulse88.config import SamplingConfig
 from pulse88.sampling import pick
-from pulse88.vocabulary import EOS, EVENT_TOKENS, Grammar, Slot
+from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, Grammar, Slot
 
 if TYPE_CHECKING:
     from pulse88.engine import Engine, State
@@ -54,6 +56,9 @@ class Take:
     number: int  # of the take, from 0
     may_end: bool  # whether EOS may be picked
     keep: int  # events that the state is rebuilt from
+    anchor: tuple[
+        int, ...
+    ]  # ids of the seed's first events, at most half of `keep`, which every rebuilding begins with
     window: tuple[int, ...]  # ids since the state was rebuilt, at most max_positions + 1; its last is unread
     state: State  # has read all of the window but its last id
     grammar: Grammar
@@ -99,7 +104,8 @@ def begin(
     state = engine.zero_state()
     if len(ids) > 1:
         _, state = engine.forward(_row(ids[:-1]), state, last_only=True)
-    take = Take(engine, sampling, random_seed, 0, may_end, keep, ids, state, grammar)
+    anchor = ids[ids[0] == BOS :][: keep // 2 * EVENT_TOKENS]
+    take = Take(engine, sampling, random_seed, 0, may_end, keep, anchor, ids, state, grammar)
     return take.numbered(number)
 
 
@@ -112,7 +118,7 @@ def advance(take: Take) -> tuple[Event, Take] | None:
     """The next event and the take after it; None where the piece ends. ValueError if the logits are not finite."""
     window, state, grammar = take.window, take.state, take.grammar
     if not _has_room(len(window), take.engine.config.max_positions):
-        window = window[-take.keep * EVENT_TOKENS :]
+        window = _rebuilt(take)
         state = take.engine.zero_state()
         unread = window
     else:
@@ -150,6 +156,14 @@ def uniforms(random_seed: int, number: int, event: int) -> tuple[float, ...]:
 def _has_room(window_length: int, positions: int) -> bool:
     # The state reads the whole window and all of the next event but its last id.
     return window_length + EVENT_TOKENS - 1 <= positions
+
+
+def _rebuilt(take: Take) -> tuple[int, ...]:
+    """The anchor and the latest events; these from the beginning of a chord on, so that the whole is legal."""
+    latest = take.window[len(take.anchor) - take.keep * EVENT_TOKENS :]
+    while take.anchor and latest and latest[0] == BLOCKS[Slot.DELTA].start:
+        latest = latest[EVENT_TOKENS:]
+    return take.anchor + latest
 
 
 def _row(ids: Sequence[int]) -> NDArray[np.int64]:

@@ -65,7 +65,7 @@ class Provenance:
     take: int  # from 0
     until_end: bool
     only_new: bool  # whether the file is without the seed
-    keep: int  # events kept when the context is full
+    keep: int  # events that the state is rebuilt from when the context is full
     boundary: float  # seconds of the seed at which its last note begins
     new_part: int  # part of the new notes in the file
     new_notes: int
