@@ -22,7 +22,7 @@ from pulse88.tokenizer import EncodingReport, Tokenizer
 from pulse88.vocabulary import BOS, EOS, FINE, GRIDS, PAD, PUBLISHED, Grammar, Slot, TimeGrid
 
 BOTH = pytest.mark.parametrize("grid", GRIDS.values(), ids=list(GRIDS))
-more = settings(max_examples=60, deadline=None)
+more = settings(max_examples=60)
 
 # ---------------------------------------------------------------- strategies
 
@@ -475,7 +475,7 @@ def widest_step(deltas: Sequence[float]) -> float:
     return max((FINE.delta[b] - FINE.delta[a] for ks in reach for a, b in pairwise(ks)), default=0.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(deltas=deltas_up_to(0.6) | deltas_up_to(9.0) | st.lists(st.sampled_from([0.0845, 0.2425, 0.5125, 0.88, 1.1])))
 def test_the_clock_is_held_where_the_deltas_can_bend(deltas: list[float]) -> None:
     """The bound of docs/tokens.md: 40 ms or half the widest step, and what the deltas that can't bend add up to."""

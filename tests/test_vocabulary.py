@@ -270,7 +270,7 @@ def walks(draw: st.DrawFn) -> list[int]:
     return sequence
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(walks())
 def test_grammar_lists_and_accepts_exactly_what_the_rules_say(sequence: list[int]) -> None:
     state = Grammar.of(sequence)
@@ -286,7 +286,7 @@ def test_grammar_lists_and_accepts_exactly_what_the_rules_say(sequence: list[int
                 state.after(token)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(walks(), st.integers(0, 40), st.sampled_from(IDS))
 def test_the_first_illegal_id_is_named(sequence: list[int], index: int, token: int) -> None:
     broken = list(sequence)
