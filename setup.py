@@ -28,7 +28,7 @@ setup(
         Extension(
             "pulse88.engine._native",
             [f"{KERNELS}/{name}.c" for name in ("native", "baseline", "avx2", "avx512")],
-            depends=[f"{KERNELS}/{name}.h" for name in ("native", "forward")],
+            depends=[f"{KERNELS}/{name}.h" for name in ("native", "products", "forward")],
             optional=True,
             py_limited_api=True,
         )

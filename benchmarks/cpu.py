@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from pulse88 import engine as engines
 from pulse88.config import PULSE88_40M, SamplingConfig
-from pulse88.engine import native
+from pulse88.engine.library import kernels, library
 from pulse88.engine.weights import Weights, metadata_of, random_tensors, read, save
 from pulse88.vocabulary import EVENT_TOKENS, PUBLISHED
 
@@ -130,7 +130,7 @@ def missing(name: str) -> str | None:
         return f"{' and '.join(absent)} not installed"
     if name.startswith("native"):
         try:
-            native.library()
+            library()
         except ImportError as error:
             return str(error)
     return None
@@ -330,7 +330,7 @@ def main() -> None:
         starts = children(names, int8, fp32, options.rounds)
         load_before = os.getloadavg()[0]
         times = measure({name: MAKERS[name](int8, fp32) for name in names}, options.rounds)
-    kernel = native.kernels()[-1] if not missing("native int8") else "-"
+    kernel = kernels()[-1] if not missing("native int8") else "-"
     print(
         f"{processor()}, 1 thread; native kernel {kernel}; Python {platform.python_version()}, numpy {np.__version__}"
     )

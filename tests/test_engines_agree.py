@@ -7,8 +7,9 @@ import pytest
 
 from engine_law import TOLERANCE, distance, random_ids, weights_of
 from pulse88.config import PULSE88_40M, TINY, ModelConfig
-from pulse88.engine import Engine, native
+from pulse88.engine import Engine
 from pulse88.engine.layout import expected_shapes, mixers
+from pulse88.engine.library import library
 from pulse88.engine.native import NativeEngine
 from pulse88.engine.reference import NumpyEngine
 
@@ -66,7 +67,7 @@ def test_numpy_engine_agrees_with_torch(config):
 
 def test_native_engine_agrees_with_torch():
     try:
-        native.library()
+        library()
     except ImportError as problem:
         pytest.skip(f"no native engine here: {problem}")
     weights = weights_of(TINY)

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 from engine_law import TOLERANCE, distance, in_pieces, law_error, random_ids, random_weights, weights_of
 from pulse88.config import TINY, ModelConfig
-from pulse88.engine import native
-from pulse88.engine.native import KERNELS, PAGE, NativeEngine, NativeState, Pool
+from pulse88.engine import library as native_library
+from pulse88.engine.library import KERNELS, PAGE, Call, kernels, library
+from pulse88.engine.native import NativeEngine
+from pulse88.engine.native_state import Cache, Loan, NativeState, Pool, page_parts
+from pulse88.engine.plan import ALIGNMENT
 from pulse88.engine.reference import NumpyEngine
+from pulse88.engine.state import Claims
 from pulse88.engine.weights import Weights
 
 try:
-    RUNNING = native.kernels()
+    RUNNING = kernels()
 except ImportError as problem:
     pytest.skip(f"no native engine to test: {problem}", allow_module_level=True)
 
@@ -158,17 +162,19 @@ def tampered(state: NativeState, part: str) -> NativeState:
     """A copy of the state that has forgotten one part, as a careless engine would."""
     pool = Pool()
 
-    def copy(loan: native.Loan) -> native.Loan:
+    def copy(loan: Loan) -> Loan:
         other = pool.take(loan.array.shape)
         other.array[...] = loan.array
         return other
 
-    memory, rows, keys = copy(state.memory_MBHKV), copy(state.rows_MBF), state.keys_ABGNE.copy()
-    inputs, page_keys, errors, _ = native._page_parts(TINY, rows.array.reshape(-1, rows.array.shape[-1]))
-    forgotten = {"memory": memory.array, "tail": inputs, "errors": errors, "page keys": page_keys, "keys": keys}[part]
-    assert forgotten.any()
-    forgotten[...] = 0
-    return replace(state, memory_MBHKV=memory, rows_MBF=rows, keys_ABGNE=keys)
+    memory, rows, tails = copy(state.memory_MBHKV), copy(state.rows_MBF), copy(state.tails_MBTW)
+    keys = state.cache.keys_ABGNE.copy()
+    page_keys, errors, _ = page_parts(TINY, rows.array.reshape(-1, rows.array.shape[-1]))
+    parts = {"memory": memory.array, "tail": tails.array, "errors": errors, "page keys": page_keys, "keys": keys}
+    assert parts[part].any()
+    parts[part][...] = 0
+    cache = Cache(keys, state.cache.values_ABGNE, Claims(state.position, 0))
+    return replace(state, memory_MBHKV=memory, rows_MBF=rows, tails_MBTW=tails, cache=cache)
 
 
 @pytest.mark.parametrize("part", ["memory", "tail", "errors", "page keys", "keys"])
@@ -208,7 +214,7 @@ def test_branches_of_one_state_grow_side_by_side():
         assert all(np.array_equal(states[branch].snapshot()[n], array) for n, array in alone.snapshot().items())
 
 
-@pytest.mark.parametrize("start", [5, 16, 47])
+@pytest.mark.parametrize("start", [5, 16, 47, 64, 150])
 def test_forks_disturb_neither_each_other_nor_their_origin(start):
     ours, ids = engine(), random_ids(TINY, 3, start + 20)
     _, origin = ours.forward(ids[:1, :start], ours.zero_state())
@@ -221,6 +227,9 @@ def test_forks_disturb_neither_each_other_nor_their_origin(start):
         assert np.array_equal(logits[row], alone[0])
     assert all(np.array_equal(before[name], now) for name, now in origin.snapshot().items())
     assert all(np.array_equal(forks.snapshot()[name][1], array[0]) for name, array in before.items())
+    _, alone = ours.forward(ids[1:2, start:], origin)
+    assert all(np.array_equal(after.snapshot()[name][1], array[0]) for name, array in alone.snapshot().items())
+    assert ours.fork(origin, 1) is origin
     with pytest.raises(ValueError, match="batch of 3"):
         ours.fork(after, 2)
     with pytest.raises(ValueError, match="1 or more"):
@@ -239,7 +248,7 @@ def test_room_is_used_again_and_never_while_a_state_holds_it():
     pool = Pool()
     first = pool.take((4, 5))
     address = first.array.ctypes.data
-    assert address % native.ALIGNMENT == 0
+    assert address % ALIGNMENT == 0
     second = pool.take((4, 5))
     assert second.array.ctypes.data != address
     del first
@@ -326,8 +335,8 @@ def test_states_of_other_engines_and_models_are_refused():
 def test_unknown_kernels_are_refused():
     with pytest.raises(ValueError, match="mmx"):
         NativeEngine(random_weights("tiny"), "mmx")
-    assert native.kernels()[0] == KERNELS[0] == "baseline"
-    assert not native.library().p88_runs(99)
+    assert kernels()[0] == KERNELS[0] == "baseline"
+    assert not library().p88_runs(99)
 
 
 def test_shapes_that_the_library_has_no_room_for_are_refused():
@@ -341,7 +350,7 @@ def test_plans_that_point_outside_are_refused(data, far):
     """Whatever value of a plan is changed to one that lies outside the weights."""
     plan, size = PLANNED._plan.copy(), PLANNED._weights.size
     assert size < 10**6
-    check = native.library().p88_check
+    check = library().p88_check
     assert check(plan.ctypes.data, plan.size, size)
     assert not check(plan.ctypes.data, plan.size - 1, size)
     plan[data.draw(st.sampled_from(np.flatnonzero(plan > 0).tolist()))] = far  # The others mark what a mixer lacks.
@@ -353,7 +362,7 @@ PLANNED = NativeEngine(weights_of(TINY))
 
 def test_weights_that_are_too_short_are_refused():
     plan, size = PLANNED._plan, PLANNED._weights.size
-    check = native.library().p88_check
+    check = library().p88_check
     assert not any(check(plan.ctypes.data, plan.size, short) for short in (0, 4, size // 2, size - 65))
 
 
@@ -368,18 +377,31 @@ def test_weights_that_are_too_short_are_refused():
         {"tokens": 2**62},
         {"capacity": 0},
         {"capacity": 24},
+        {"memories": 2},
+        {"prefix": 64},
+        {"prefix": -64},
+        {"prefix_capacity": -64},
+        {"prefix_capacity": 8},
         {"scratch_floats": 100},
     ],
 )
 def test_calls_that_do_not_fit_are_refused(changes):
     ids = np.zeros((1, 4), np.int64)
-    fitting = {"batch": 1, "tokens": 4, "position": 0, "capacity": 16, "logit_rows": 0, "scratch_floats": 2**40}
-    call = native._Call(**(fitting | changes), ids=ids.ctypes.data)
+    fitting = {
+        "batch": 1,
+        "tokens": 4,
+        "position": 0,
+        "memories": 1,
+        "capacity": 64,
+        "logit_rows": 0,
+        "scratch_floats": 2**40,
+    }
+    call = Call(**(fitting | changes), ids=ids.ctypes.data)
     pointers = PLANNED._plan.ctypes.data, PLANNED._weights.ctypes.data
-    assert native.library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
+    assert library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
     ids[0, 3] = 171
-    call = native._Call(**fitting, ids=ids.ctypes.data)
-    assert native.library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
+    call = Call(**fitting, ids=ids.ctypes.data)
+    assert library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
 
 
 # ---------------------------------------------------------------- packing
@@ -392,11 +414,11 @@ def test_packed_matrices_hold_every_value_once(rows, quads):
     padded = -(-rows // 16) * 16
     for is_int8 in (True, False):
         values = rng.integers(-127, 128, (rows, cols)).astype(np.int8 if is_int8 else np.float32)
-        size = native.library().p88_packed_bytes(is_int8, rows, cols)
+        size = library().p88_packed_bytes(is_int8, rows, cols)
         assert size == padded * cols * values.itemsize
         packed = np.full(size, 99, np.uint8)
-        assert native.library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size)
-        assert not native.library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size - 1)
+        assert library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size)
+        assert not library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size - 1)
         whole, start = packed.view(values.dtype), 0
         for first in range(0, padded, 64):
             width = min(64, padded - first)
@@ -411,7 +433,7 @@ def test_packed_matrices_hold_every_value_once(rows, quads):
 
 
 def test_pages_begin_where_python_thinks():
-    assert native.library().p88_size_of(3) == PAGE
+    assert library().p88_size_of(3) == PAGE
     ours = engine("fp32")
     _, state = ours.forward(random_ids(TINY, 1, PAGE), ours.zero_state())
     _, later = ours.forward(random_ids(TINY, 1, 3), state)
@@ -420,14 +442,14 @@ def test_pages_begin_where_python_thinks():
 
 
 def test_a_missing_or_foreign_library_is_told(monkeypatch):
-    native.library.cache_clear()
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
+    library.cache_clear()
+    monkeypatch.setattr(native_library.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="not built"):
-        native.library()
+        library()
     monkeypatch.undo()
-    monkeypatch.setattr(native, "KEYS", 8)
+    monkeypatch.setattr(native_library, "KEYS", 8)
     with pytest.raises(ImportError, match="other sources"):
-        native.library()
+        library()
     monkeypatch.undo()
-    native.library.cache_clear()
-    assert native.library().p88_runs(0)
+    library.cache_clear()
+    assert library().p88_runs(0)

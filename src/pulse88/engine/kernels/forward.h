@@ -9,238 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "native.h"
-
-#define L LANES
-typedef float vf __attribute__((vector_size(4 * L)));
-typedef int32_t vi __attribute__((vector_size(4 * L)));
-typedef uint32_t vu __attribute__((vector_size(4 * L)));
-#if defined(__x86_64__)
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#elif defined(__aarch64__)
-#define IN_REGISTER(v) __asm__("" : "+w"(v))
-#else
-#define IN_REGISTER(v) ((void)0)
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vf load(const float *p) {
-    vf v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
-/* At most L floats, the rest 0. */
-INLINE vf load_part(const float *p, int64_t n) {
-    if (n >= L) return load(p);
-    vf v = {0};
-    for (int i = 0; i < L; i++)
-        if (i < n) v[i] = p[i];
-    return v;
-}
-INLINE void store_part(float *p, vf v, int64_t n) {
-    if (n >= L) store(p, v);
-    else
-        for (int i = 0; i < L; i++)
-            if (i < n) p[i] = v[i];
-}
-INLINE vf splat(float x) { return x - (vf){0}; }
-INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-INLINE vf max_of(vf a, vf b) { return choose(a > b, a, b); }
-INLINE vf min_of(vf a, vf b) { return choose(a < b, a, b); }
-INLINE float sum_of(vf v) {
-    float part[L];
-    store(part, v);
-    for (int width = L / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) part[i] += part[i + width];
-    return part[0];
-}
-
-/* exp, to 1e-7 of the result; below -87 it stays at exp(-87). */
-INLINE vf exp_of(vf x) {
-    x = min_of(max_of(x, splat(-87.0f)), splat(88.0f));
-    const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest whole number */
-    vf n = (x * 1.44269504f + magic) - magic;
-    vf r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vf p = r * (1.0f / 5040) + (1.0f / 720);
-    p = p * r + (1.0f / 120);
-    p = p * r + (1.0f / 24);
-    p = p * r + (1.0f / 6);
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
-}
-INLINE vf silu_of(vf x) { return x / (exp_of(-x) + 1.0f); }
-
-/* ------------------------------------------------------------------------------------------- matrix products */
-
-enum { AHEAD = 4096 };   /* bytes that the next weights are asked for in advance */
-enum { FEW_ROWS = 16 }; /* up to here int8 weights are made floats on the way, beyond it once for all rows */
-
-/* y[m][n] = y[m][n] or 0, plus the sum over k of x[m][k] * w[k][n], for M rows and N vectors of columns. */
-INLINE void block(const int M, const int N, int add, const float *x, int64_t ldx, const float *w, int64_t ldw,
-                  int64_t k_size, float *y, int64_t ldy) {
-    vf acc[6][10];
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) acc[m][n] = add ? load(y + m * ldy + n * L) : (vf){0};
-    for (int64_t k = 0; k < k_size; k++) {
-        vf row[10];
-        for (int n = 0; n < N; n++) {
-            row[n] = load(w + k * ldw + n * L);
-            if (M <= 4) __builtin_prefetch((const char *)(w + k * ldw + n * L) + AHEAD);
-        }
-        for (int m = 0; m < M; m++) {
-            vf factor = splat(x[m * ldx + k]);
-            for (int n = 0; n < N; n++) acc[m][n] += row[n] * factor;
-        }
-    }
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) store(y + m * ldy + n * L, acc[m][n]);
-}
-
-INLINE void block_rows(const int M, int add, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size,
-                       float *y, int64_t ldy, int64_t columns) {
-    int64_t n = 0;
-    if (M * 10 <= ACCUMULATORS)
-        for (; n + 10 * L <= columns; n += 10 * L) block(M, 10, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    if (M * 8 <= ACCUMULATORS)
-        for (; n + 8 * L <= columns; n += 8 * L) block(M, 8, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    if (M * 5 <= ACCUMULATORS)
-        for (; n + 5 * L <= columns; n += 5 * L) block(M, 5, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    if (M * 4 <= ACCUMULATORS)
-        for (; n + 4 * L <= columns; n += 4 * L) block(M, 4, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    for (; n + 2 * L <= columns; n += 2 * L) block(M, 2, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    for (; n + L <= columns; n += L) block(M, 1, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    if (n == columns) return;
-    vf rest[6]; /* A part of a vector: the same sums again, for compilers may not add scalars in the same way. */
-    for (int m = 0; m < M; m++) rest[m] = add ? load_part(y + m * ldy + n, columns - n) : (vf){0};
-    for (int64_t k = 0; k < k_size; k++) {
-        vf row = load_part(w + k * ldw + n, columns - n);
-        for (int m = 0; m < M; m++) rest[m] += row * x[m * ldx + k];
-    }
-    for (int m = 0; m < M; m++) store_part(y + m * ldy + n, rest[m], columns - n);
-}
-
-static void add_product(int add, int64_t rows, const float *x, int64_t ldx, const float *w, int64_t ldw,
-                        int64_t k_size, float *y, int64_t ldy, int64_t columns) {
-    for (; rows >= 6; rows -= 6, x += 6 * ldx, y += 6 * ldy)
-        block_rows(6, add, x, ldx, w, ldw, k_size, y, ldy, columns);
-    switch (rows) {
-        case 5: block_rows(5, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 4: block_rows(4, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 3: block_rows(3, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 2: block_rows(2, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 1: block_rows(1, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        default: break;
-    }
-}
-
-static void product(int64_t rows, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size, float *y,
-                    int64_t ldy, int64_t columns) {
-    add_product(0, rows, x, ldx, w, ldw, k_size, y, ldy, columns);
-}
-
-/* Packed int8: a 32-bit word holds one output's next four inputs. A byte in the word's highest place is the value
- * times 2^24, exactly; the outputs' scales make up for it. */
-INLINE void widen(const uint8_t *w, vf wide[4]) {
-    vu word;
-    memcpy(&word, w, sizeof word);
-    IN_REGISTER(word); /* or each of the four lines reads it again */
-    wide[0] = __builtin_convertvector((vi)(word << 24), vf);
-    wide[1] = __builtin_convertvector((vi)((word << 16) & 0xff000000u), vf);
-    wide[2] = __builtin_convertvector((vi)((word << 8) & 0xff000000u), vf);
-    wide[3] = __builtin_convertvector((vi)(word & 0xff000000u), vf);
-}
-
-/* M rows times `panels` panels of a group, straight from int8. */
-INLINE void block_int8(const int M, const int panels, const float *x, int64_t ldx, const uint8_t *w, int64_t step,
-                       int64_t k_size, const float *scale, float *y, int64_t ldy) {
-    enum { N = PANEL / L };
-    vf acc[4][GROUP * N];
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < panels * N; n++) acc[m][n] = (vf){0};
-    for (int64_t k = 0; k < k_size; k += 4, w += step) {
-        for (int p = 0; p < panels; p++) __builtin_prefetch(w + AHEAD + 64 * p);
-        for (int n = 0; n < panels * N; n++) {
-            vf wide[4];
-            widen(w + 4 * L * n, wide);
-            for (int i = 0; i < 4; i++)
-                for (int m = 0; m < M; m++) acc[m][n] += wide[i] * x[m * ldx + k + i];
-        }
-    }
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < panels * N; n++) store(y + m * ldy + n * L, acc[m][n] * load(scale + n * L));
-}
-
-/* `depth` inputs of a group as floats [depth, columns]. */
-static void widen_part(const uint8_t *w, int64_t depth, int64_t columns, float *wide) {
-    for (int64_t k = 0; k < depth; k += 4, w += 4 * columns, wide += 4 * columns)
-        for (int64_t n = 0; n < columns; n += L) {
-            vf four[4];
-            __builtin_prefetch(w + 4 * n + AHEAD);
-            widen(w + 4 * n, four);
-            for (int i = 0; i < 4; i++) store(wide + i * columns + n, four[i]);
-        }
-}
-
-/* As many panels at once as the registers hold accumulators of. */
-INLINE void group_int8(const int M, int64_t panels, const float *x, int64_t ldx, const uint8_t *w, int64_t k_size,
-                       const float *scale, float *y, int64_t ldy) {
-    enum { N = PANEL / L };
-    const int64_t step = panels * 64;
-    int64_t p = 0;
-    if (M * 4 * N <= ACCUMULATORS)
-        for (; p + 4 <= panels; p += 4)
-            block_int8(M, 4, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
-    if (M * 2 * N <= ACCUMULATORS)
-        for (; p + 2 <= panels; p += 2)
-            block_int8(M, 2, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
-    for (; p < panels; p++)
-        block_int8(M, 1, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
-}
-
-static void few_rows(int64_t rows, int64_t panels, const float *x, int64_t ldx, const uint8_t *w, int64_t k_size,
-                     const float *scale, float *y, int64_t ldy) {
-    for (; rows >= 4; rows -= 4, x += 4 * ldx, y += 4 * ldy) group_int8(4, panels, x, ldx, w, k_size, scale, y, ldy);
-    switch (rows) {
-        case 3: group_int8(3, panels, x, ldx, w, k_size, scale, y, ldy); break;
-        case 2: group_int8(2, panels, x, ldx, w, k_size, scale, y, ldy); break;
-        case 1: group_int8(1, panels, x, ldx, w, k_size, scale, y, ldy); break;
-        default: break;
-    }
-}
-
-/* y = x times the matrix's rows. y's rows have room for a whole number of panels. `wide` [DEPTH, GROUP * PANEL]. */
-static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
-                     int64_t ldy, float *wide) {
-    const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols;
-    const uint8_t *w = weights + matrix->data;
-    for (int64_t done = 0; done < panels; done += GROUP) {
-        const int64_t some = panels - done < GROUP ? panels - done : GROUP, columns = some * PANEL;
-        float *target = y + done * PANEL;
-        if (matrix->scale < 0) {
-            product(rows, x, ldx, (const float *)w, columns, k_size, target, ldy, columns);
-            w += 4 * k_size * columns;
-            continue;
-        }
-        const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
-        if (rows <= FEW_ROWS) {
-            few_rows(rows, some, x, ldx, w, k_size, scale, target, ldy);
-        } else {
-            for (int64_t k = 0; k < k_size; k += DEPTH) {
-                const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
-                widen_part(w + k * columns, depth, columns, wide);
-                add_product(k > 0, rows, x + k, ldx, wide, columns, depth, target, ldy, columns);
-            }
-            for (int64_t m = 0; m < rows; m++)
-                for (int64_t n = 0; n < columns; n += L)
-                    store(target + m * ldy + n, load(target + m * ldy + n) * load(scale + n));
-        }
-        w += k_size * columns;
-    }
-}
+#include "products.h"
 
 /* ------------------------------------------------------------------------------------------- small functions */
 
@@ -283,13 +52,12 @@ static float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)))
 /* ------------------------------------------------------------------------------------------- Gated DeltaNet */
 
 typedef struct {
-    float *inputs, *keys, *errors, *decays;
+    float *keys, *errors, *decays;
 } Page;
 
 static Page page_at(const Model *m, float *rows, int64_t index) {
     Page page;
-    page.inputs = rows + index * page_floats(m);
-    page.keys = page.inputs + (m->conv - 1 + PAGE) * channels(m);
+    page.keys = rows + index * page_floats(m);
     page.errors = page.keys + m->heads * m->key * PAGE;
     page.decays = page.errors + m->heads * PAGE * m->value;
     return page;
@@ -345,18 +113,6 @@ static void rewrite(const Model *m, const Scratch *s, const float *memory, Page 
     for (int64_t i = 0; i < K * V; i++) target[i] = since * memory[i] + s->gained[i];
 }
 
-/* The convolution's inputs of the new page, where the call doesn't stay in the old one. */
-static void turn_inputs(const Model *m, const Call *call, const float *old_inputs, const float *core, float *inputs) {
-    const int64_t C = channels(m), W = m->conv - 1, ldc = core_floats(m);
-    const int64_t stop = call->position + call->tokens;
-    const int64_t before = call->position / PAGE * PAGE - W; /* position of the old page's first input */
-    for (int64_t position = stop / PAGE * PAGE - W, i = 0; position < stop; position++, i++) {
-        const float *from = position < call->position ? old_inputs + (position - before) * C
-                                                      : core + (position - call->position) * ldc;
-        memcpy(inputs + i * C, from, (size_t)C * sizeof(float));
-    }
-}
-
 /* core_floats rows of one sequence, convolved and normalised, through the recurrence into `mixed`. */
 static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer, const Call *call, int64_t gdn,
                      int64_t b, const Scratch *s) {
@@ -366,17 +122,18 @@ static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer,
     const float *dt = (const float *)(weights + mixer->dt), *o_norm = (const float *)(weights + mixer->o_norm);
     const float eps = *(const float *)(weights + m->reals), scale = 1.0f / sqrtf((float)K);
     const int stays = call->position / PAGE == (call->position + T) / PAGE;
-    const float *old = call->old_rows + index * page_floats(m), *core = s->core + b * T * ldc;
+    const float *tail = call->old_tails + index * W * C, *core = s->core + b * T * ldc;
     const Page page = page_at(m, call->rows, index);
-    const float *memory = call->old_memory + index * H * K * V;
+    const float *memory = call->old_memory + (call->memories == 1 ? gdn : index) * H * K * V;
     float *target = call->memory + index * H * K * V, *mixed = s->mixed + b * T * H * V;
 
-    if (!stays) memcpy(page.keys, old + (page.keys - page.inputs),
-                       (size_t)(page_floats(m) - (page.keys - page.inputs)) * sizeof(float));
-    else
-        for (int64_t t = 0; t < T; t++)
-            memcpy(page.inputs + (call->position % PAGE + W + t) * C, core + t * ldc, (size_t)C * sizeof(float));
-
+    if (!stays)
+        memcpy(page.keys, call->old_rows + index * page_floats(m), (size_t)page_floats(m) * sizeof(float));
+    for (int64_t i = 0; i < W; i++) {
+        const int64_t t = T - W + i;
+        memcpy(call->tails + (index * W + i) * C, t >= 0 ? core + t * ldc : tail + (W + t) * C,
+               (size_t)C * sizeof(float));
+    }
     for (int64_t start = 0; start < T;) {
         const int64_t first = (call->position + start) % PAGE;
         const int64_t count = T - start < PAGE - first ? T - start : PAGE - first;
@@ -387,7 +144,7 @@ static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer,
             const float *input[LARGEST_CONV];
             for (int64_t j = 0; j <= W; j++) {
                 const int64_t back = start + t + j - W;
-                input[j] = back >= 0 ? core + back * ldc : old + (call->position % PAGE + W + back) * C;
+                input[j] = back >= 0 ? core + back * ldc : tail + (W + back) * C;
             }
             for (int64_t c = 0; c < C; c += L) {
                 vf sum = {0};
@@ -419,7 +176,6 @@ static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer,
         if (first + count == PAGE) memory = target;
         start += count;
     }
-    if (!stays) turn_inputs(m, call, old, core, page.inputs);
 
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < H; h++) {
@@ -461,47 +217,53 @@ static void softmax(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] *= factor;
 }
 
-/* qkv_floats rows of one sequence through causal attention into `mixed`; their keys and values join the cache. */
-static void attend(const Model *m, const uint8_t *weights, const Call *call, int64_t gqa, int64_t b, const Scratch *s) {
-    const int64_t E = m->head_dim, shared = m->q_heads / m->kv_heads, ldq = qkv_floats(m), T = call->tokens;
-    const int64_t lds = scores_floats(m);
+/* Queries and keys of all rows turned to their positions, the queries scaled. */
+static void turn(const Model *m, const uint8_t *weights, const Call *call, const Scratch *s) {
     const float *rotary = (const float *)(weights + m->rotary);
-    const float scale = 1.0f / sqrtf((float)E);
-    float *qkv = s->core + b * T * ldq, *mixed = s->mixed + b * T * m->width;
-    for (int64_t t = 0; t < T; t++) {
-        const float *angles = rotary + (call->position + t) * E;
-        float *row = qkv + t * ldq;
-        for (int64_t h = 0; h < m->q_heads + m->kv_heads; h++) rotate(m, angles, row + h * E);
+    const float scale = 1.0f / sqrtf((float)m->head_dim);
+    for (int64_t r = 0; r < call->batch * call->tokens; r++) {
+        const float *angles = rotary + (call->position + r % call->tokens) * m->head_dim;
+        float *row = s->core + r * qkv_floats(m);
+        for (int64_t h = 0; h < m->q_heads + m->kv_heads; h++) rotate(m, angles, row + h * m->head_dim);
         for (int64_t i = 0; i < m->width; i++) row[i] *= scale;
     }
-    for (int64_t g = 0; g < m->kv_heads; g++) {
-        const int64_t cache = ((gqa * call->batch + b) * m->kv_heads + g) * call->capacity * E;
-        float *keys = call->keys + cache, *values = call->values + cache;
-        for (int64_t t = 0; t < T; t++) {
-            const int64_t position = call->position + t;
-            const float *k = qkv + t * ldq + m->width + g * E, *v = k + m->kv_heads * E;
-            float *column = keys + position / KEYS * KEYS * E + position % KEYS;
-            for (int64_t e = 0; e < E; e++) column[e * KEYS] = k[e];
-            memcpy(values + position * E, v, (size_t)E * sizeof(float));
+}
+
+/* qkv_floats rows of sequence b through causal attention of key/value head g into `mixed`; keys and values join the
+ * cache. The sequences' common prefix stays in the nearer caches if they take their turns head by head. */
+static void attend(const Model *m, const Call *call, int64_t gqa, int64_t g, int64_t b, const Scratch *s) {
+    const int64_t E = m->head_dim, shared = m->q_heads / m->kv_heads, ldq = qkv_floats(m), T = call->tokens;
+    const int64_t lds = scores_floats(m), prefix = call->prefix;
+    const int64_t own = ((gqa * call->batch + b) * m->kv_heads + g) * call->capacity * E;
+    const int64_t common = (gqa * m->kv_heads + g) * call->prefix_capacity * E;
+    float *keys = call->keys + own, *values = call->values + own;
+    float *qkv = s->core + b * T * ldq, *mixed = s->mixed + b * T * m->width;
+    for (int64_t t = 0; t < T; t++) {
+        const int64_t at = call->position + t - prefix;
+        const float *k = qkv + t * ldq + m->width + g * E, *v = k + m->kv_heads * E;
+        float *column = keys + at / KEYS * KEYS * E + at % KEYS;
+        for (int64_t e = 0; e < E; e++) column[e * KEYS] = k[e];
+        memcpy(values + at * E, v, (size_t)E * sizeof(float));
+    }
+    for (int64_t start = 0; start < T; start += TILE) {
+        const int64_t tile = T - start < TILE ? T - start : TILE, rows = tile * shared;
+        const int64_t seen = call->position + start + tile;
+        for (int64_t t = 0; t < tile; t++)
+            memcpy(s->tile_in + t * shared * E, qkv + (start + t) * ldq + g * shared * E,
+                   (size_t)(shared * E) * sizeof(float));
+        for (int64_t key = 0; key < seen; key += KEYS)
+            product(rows, s->tile_in, E, key < prefix ? call->prefix_keys + common + key * E : keys + (key - prefix) * E,
+                    KEYS, E, s->scores + key, lds, KEYS);
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t visible = seen - tile + r / shared + 1;
+            softmax(s->scores + r * lds, visible);
+            for (int64_t i = visible; i < seen; i++) s->scores[r * lds + i] = 0;
         }
-        for (int64_t start = 0; start < T; start += TILE) {
-            const int64_t tile = T - start < TILE ? T - start : TILE, rows = tile * shared;
-            const int64_t seen = call->position + start + tile;
-            for (int64_t t = 0; t < tile; t++)
-                memcpy(s->tile_in + t * shared * E, qkv + (start + t) * ldq + g * shared * E,
-                       (size_t)(shared * E) * sizeof(float));
-            for (int64_t key = 0; key < seen; key += KEYS)
-                product(rows, s->tile_in, E, keys + key * E, KEYS, E, s->scores + key, lds, KEYS);
-            for (int64_t r = 0; r < rows; r++) {
-                const int64_t own = seen - tile + r / shared + 1;
-                softmax(s->scores + r * lds, own);
-                for (int64_t i = own; i < seen; i++) s->scores[r * lds + i] = 0;
-            }
-            product(rows, s->scores, lds, values, E, seen, s->tile_out, E, E);
-            for (int64_t t = 0; t < tile; t++)
-                memcpy(mixed + (start + t) * m->width + g * shared * E, s->tile_out + t * shared * E,
-                       (size_t)(shared * E) * sizeof(float));
-        }
+        if (prefix) product(rows, s->scores, lds, call->prefix_values + common, E, prefix, s->tile_out, E, E);
+        add_product(prefix > 0, rows, s->scores + prefix, lds, values, E, seen - prefix, s->tile_out, E, E);
+        for (int64_t t = 0; t < tile; t++)
+            memcpy(mixed + (start + t) * m->width + g * shared * E, s->tile_out + t * shared * E,
+                   (size_t)(shared * E) * sizeof(float));
     }
 }
 
@@ -545,7 +307,9 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
             gdn++;
         } else {
             multiply(weights, &mixer->in, M, s->normed, D, s->core, qkv_floats(m), s->wide);
-            for (int64_t b = 0; b < call->batch; b++) attend(m, weights, call, gqa, b, s);
+            turn(m, weights, call, s);
+            for (int64_t g = 0; g < m->kv_heads; g++)
+                for (int64_t b = 0; b < call->batch; b++) attend(m, call, gqa, g, b, s);
             multiply(weights, &mixer->out, M, s->mixed, D, s->added, added_floats(m), s->wide);
             gqa++;
         }

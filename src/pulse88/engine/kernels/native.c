@@ -126,8 +126,11 @@ EXPORT int p88_forward(int kernel, const int64_t *plan, const uint8_t *weights, 
     const Model *m = (const Model *)plan;
     if (call->batch < 1 || call->tokens < 1 || call->position < 0 || call->tokens > m->positions - call->position)
         return 0;
-    if (call->batch > (int64_t)1 << 20 || call->capacity % KEYS || call->capacity < call->position + call->tokens)
+    if (call->batch > (int64_t)1 << 20 || (call->memories != 1 && call->memories != call->batch)) return 0;
+    if (call->prefix < 0 || call->prefix > call->position || call->prefix % KEYS || call->prefix_capacity % KEYS ||
+        call->prefix_capacity < call->prefix)
         return 0;
+    if (call->capacity % KEYS || call->capacity < call->position + call->tokens - call->prefix) return 0;
     if (call->scratch_floats < p88_scratch_floats(plan, call->batch * call->tokens)) return 0;
     for (int64_t i = 0; i < call->batch * call->tokens; i++)
         if (call->ids[i] < 0 || call->ids[i] >= m->vocabulary) return 0;

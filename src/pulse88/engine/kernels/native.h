@@ -51,21 +51,27 @@ typedef struct {
 
 /* One forward pass of M rows. The state that comes in is only read.
  *
- * The state of the GDN mixers g is a page: `memory` [g, B, H, K, V] as it was at the page's first position, and `rows`
- * [g, B, page_floats] with what the page's tokens have added since. Rows of tokens yet to come are free to be written;
- * a call that stays within the page appends to `rows`, which then holds the old rows already. A call that reaches the
- * next page's first position writes a new memory and new rows.
+ * The state of the GDN mixers g is `tails` [g, B, W, C], the last inputs of the convolution, oldest first, and a page:
+ * `memory` [g, B, H, K, V] as it was at the page's first position, and `rows` [g, B, page_floats] with what the page's
+ * tokens have added since. Rows of tokens yet to come are free to be written: a call that stays within the page
+ * appends to `rows`, which then holds the old rows already. A call that reaches the next page's first position writes
+ * a new memory and new rows. All sequences may share one old memory [g, 1, H, K, V].
  *
  * The state of the GQA mixers a is `keys` [a, B, kv_heads, capacity / KEYS, head_dim, KEYS] and `values` [a, B,
- * kv_heads, capacity, head_dim]: the rows from `position` on are written.
+ * kv_heads, capacity, head_dim], of which the rows from `position` on are written. The first `prefix` rows, a multiple
+ * of KEYS, may be common to all sequences: they stand in `prefix_keys` and `prefix_values`, which are of one sequence.
  */
 typedef struct {
-    int64_t batch, tokens, position, capacity;
+    int64_t batch, tokens, position;
+    int64_t memories; /* of old_memory: 1 or B */
+    int64_t capacity; /* rows in keys and values, which begin after the prefix */
+    int64_t prefix, prefix_capacity;
     int64_t logit_rows; /* 0 none, 1 the last token's, 2 all */
     int64_t scratch_floats;
     const int64_t *ids; /* [B, T] */
-    const float *old_memory, *old_rows;
-    float *memory, *rows;
+    const float *old_memory, *old_rows, *old_tails;
+    float *memory, *rows, *tails;
+    const float *prefix_keys, *prefix_values;
     float *keys, *values;
     float *logits;  /* [B, 1 or T, vocabulary] */
     float *scratch; /* p88_scratch_floats, aligned to 64 bytes like everything else */
@@ -85,11 +91,9 @@ static inline int64_t qkv_floats(const Model *m) {
 }
 static inline int64_t channels(const Model *m) { return m->heads * (2 * m->key + m->value); }
 
-/* Floats of one page of one GDN mixer and sequence: the convolution's inputs [W + PAGE, C] (the W before the page
- * first), keys [H, PAGE, K], errors u [H, PAGE, V] and log decays since the page's beginning [H, PAGE]. */
-static inline int64_t page_floats(const Model *m) {
-    return (m->conv - 1 + PAGE) * channels(m) + m->heads * PAGE * (m->key + m->value + 1);
-}
+/* Floats of one page of one GDN mixer and sequence: keys [H, PAGE, K], errors u [H, PAGE, V] and log decays since the
+ * page's beginning [H, PAGE]. */
+static inline int64_t page_floats(const Model *m) { return m->heads * PAGE * (m->key + m->value + 1); }
 
 enum { DEPTH = 64 }; /* inputs of int8 weights that are made floats at a time: they stay in the nearest cache */
 enum { TILE = 6 }; /* tokens whose attention is computed together */

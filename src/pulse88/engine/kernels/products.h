@@ -1,0 +1,238 @@
+/* Vectors of LANES floats, and products of matrices with rows of activations. See forward.h.
+ *
+ * Every output is one sum in the order of the inputs, so it is the same however many rows there are.
+ */
+#include <string.h>
+
+#include "native.h"
+
+#define L LANES
+typedef float vf __attribute__((vector_size(4 * L)));
+typedef int32_t vi __attribute__((vector_size(4 * L)));
+typedef uint32_t vu __attribute__((vector_size(4 * L)));
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v) ((void)0)
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+/* At most L floats, the rest 0. */
+INLINE vf load_part(const float *p, int64_t n) {
+    if (n >= L) return load(p);
+    vf v = {0};
+    for (int i = 0; i < L; i++)
+        if (i < n) v[i] = p[i];
+    return v;
+}
+INLINE void store_part(float *p, vf v, int64_t n) {
+    if (n >= L) store(p, v);
+    else
+        for (int i = 0; i < L; i++)
+            if (i < n) p[i] = v[i];
+}
+INLINE vf splat(float x) { return x - (vf){0}; }
+INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf max_of(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf min_of(vf a, vf b) { return choose(a < b, a, b); }
+INLINE float sum_of(vf v) {
+    float part[L];
+    store(part, v);
+    for (int width = L / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
+/* exp, to 1e-7 of the result; below -87 it stays at exp(-87). */
+INLINE vf exp_of(vf x) {
+    x = min_of(max_of(x, splat(-87.0f)), splat(88.0f));
+    const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest whole number */
+    vf n = (x * 1.44269504f + magic) - magic;
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = r * (1.0f / 5040) + (1.0f / 720);
+    p = p * r + (1.0f / 120);
+    p = p * r + (1.0f / 24);
+    p = p * r + (1.0f / 6);
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+}
+INLINE vf silu_of(vf x) { return x / (exp_of(-x) + 1.0f); }
+
+/* ------------------------------------------------------------------------------------------- matrix products */
+
+enum { AHEAD = 4096 };   /* bytes that the next weights are asked for in advance */
+enum { FEW_ROWS = 16 }; /* up to here int8 weights are made floats on the way, beyond it once for all rows */
+
+/* y[m][n] = y[m][n] or 0, plus the sum over k of x[m][k] * w[k][n], for M rows and N vectors of columns. */
+INLINE void block(const int M, const int N, int add, const float *x, int64_t ldx, const float *w, int64_t ldw,
+                  int64_t k_size, float *y, int64_t ldy) {
+    vf acc[6][10];
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) acc[m][n] = add ? load(y + m * ldy + n * L) : (vf){0};
+    for (int64_t k = 0; k < k_size; k++) {
+        vf row[10];
+        for (int n = 0; n < N; n++) {
+            row[n] = load(w + k * ldw + n * L);
+            if (M <= 4) __builtin_prefetch((const char *)(w + k * ldw + n * L) + AHEAD);
+        }
+        for (int m = 0; m < M; m++) {
+            vf factor = splat(x[m * ldx + k]);
+            for (int n = 0; n < N; n++) acc[m][n] += row[n] * factor;
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) store(y + m * ldy + n * L, acc[m][n]);
+}
+
+INLINE void block_rows(const int M, int add, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size,
+                       float *y, int64_t ldy, int64_t columns) {
+    int64_t n = 0;
+    if (M * 10 <= ACCUMULATORS)
+        for (; n + 10 * L <= columns; n += 10 * L) block(M, 10, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    if (M * 8 <= ACCUMULATORS)
+        for (; n + 8 * L <= columns; n += 8 * L) block(M, 8, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    if (M * 5 <= ACCUMULATORS)
+        for (; n + 5 * L <= columns; n += 5 * L) block(M, 5, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    if (M * 4 <= ACCUMULATORS)
+        for (; n + 4 * L <= columns; n += 4 * L) block(M, 4, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    for (; n + 2 * L <= columns; n += 2 * L) block(M, 2, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    for (; n + L <= columns; n += L) block(M, 1, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+    if (n == columns) return;
+    vf rest[6]; /* A part of a vector: the same sums again, for compilers may not add scalars in the same way. */
+    for (int m = 0; m < M; m++) rest[m] = add ? load_part(y + m * ldy + n, columns - n) : (vf){0};
+    for (int64_t k = 0; k < k_size; k++) {
+        vf row = load_part(w + k * ldw + n, columns - n);
+        for (int m = 0; m < M; m++) rest[m] += row * x[m * ldx + k];
+    }
+    for (int m = 0; m < M; m++) store_part(y + m * ldy + n, rest[m], columns - n);
+}
+
+static void add_product(int add, int64_t rows, const float *x, int64_t ldx, const float *w, int64_t ldw,
+                        int64_t k_size, float *y, int64_t ldy, int64_t columns) {
+    for (; rows >= 6; rows -= 6, x += 6 * ldx, y += 6 * ldy)
+        block_rows(6, add, x, ldx, w, ldw, k_size, y, ldy, columns);
+    switch (rows) {
+        case 5: block_rows(5, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 4: block_rows(4, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 3: block_rows(3, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 2: block_rows(2, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 1: block_rows(1, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        default: break;
+    }
+}
+
+static void product(int64_t rows, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size, float *y,
+                    int64_t ldy, int64_t columns) {
+    add_product(0, rows, x, ldx, w, ldw, k_size, y, ldy, columns);
+}
+
+/* Packed int8: a 32-bit word holds one output's next four inputs. A byte in the word's highest place is the value
+ * times 2^24, exactly; the outputs' scales make up for it. */
+INLINE void widen(const uint8_t *w, vf wide[4]) {
+    vu word;
+    memcpy(&word, w, sizeof word);
+    IN_REGISTER(word); /* or each of the four lines reads it again */
+    wide[0] = __builtin_convertvector((vi)(word << 24), vf);
+    wide[1] = __builtin_convertvector((vi)((word << 16) & 0xff000000u), vf);
+    wide[2] = __builtin_convertvector((vi)((word << 8) & 0xff000000u), vf);
+    wide[3] = __builtin_convertvector((vi)(word & 0xff000000u), vf);
+}
+
+/* M rows times `panels` panels of a group, straight from int8. */
+INLINE void block_int8(const int M, const int panels, const float *x, int64_t ldx, const uint8_t *w, int64_t step,
+                       int64_t k_size, const float *scale, float *y, int64_t ldy) {
+    enum { N = PANEL / L };
+    vf acc[4][GROUP * N];
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < panels * N; n++) acc[m][n] = (vf){0};
+    for (int64_t k = 0; k < k_size; k += 4, w += step) {
+        for (int p = 0; p < panels; p++) __builtin_prefetch(w + AHEAD + 64 * p);
+        for (int n = 0; n < panels * N; n++) {
+            vf wide[4];
+            widen(w + 4 * L * n, wide);
+            for (int i = 0; i < 4; i++)
+                for (int m = 0; m < M; m++) acc[m][n] += wide[i] * x[m * ldx + k + i];
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < panels * N; n++) store(y + m * ldy + n * L, acc[m][n] * load(scale + n * L));
+}
+
+/* `depth` inputs of a group as floats [depth, columns]. */
+static void widen_part(const uint8_t *w, int64_t depth, int64_t columns, float *wide) {
+    for (int64_t k = 0; k < depth; k += 4, w += 4 * columns, wide += 4 * columns)
+        for (int64_t n = 0; n < columns; n += L) {
+            vf four[4];
+            __builtin_prefetch(w + 4 * n + AHEAD);
+            widen(w + 4 * n, four);
+            for (int i = 0; i < 4; i++) store(wide + i * columns + n, four[i]);
+        }
+}
+
+/* As many panels at once as the registers hold accumulators of. */
+INLINE void group_int8(const int M, int64_t panels, const float *x, int64_t ldx, const uint8_t *w, int64_t k_size,
+                       const float *scale, float *y, int64_t ldy) {
+    enum { N = PANEL / L };
+    const int64_t step = panels * 64;
+    int64_t p = 0;
+    if (M * 4 * N <= ACCUMULATORS)
+        for (; p + 4 <= panels; p += 4)
+            block_int8(M, 4, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
+    if (M * 2 * N <= ACCUMULATORS)
+        for (; p + 2 <= panels; p += 2)
+            block_int8(M, 2, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
+    for (; p < panels; p++)
+        block_int8(M, 1, x, ldx, w + 64 * p, step, k_size, scale + PANEL * p, y + PANEL * p, ldy);
+}
+
+static void few_rows(int64_t rows, int64_t panels, const float *x, int64_t ldx, const uint8_t *w, int64_t k_size,
+                     const float *scale, float *y, int64_t ldy) {
+    for (; rows >= 4; rows -= 4, x += 4 * ldx, y += 4 * ldy) group_int8(4, panels, x, ldx, w, k_size, scale, y, ldy);
+    switch (rows) {
+        case 3: group_int8(3, panels, x, ldx, w, k_size, scale, y, ldy); break;
+        case 2: group_int8(2, panels, x, ldx, w, k_size, scale, y, ldy); break;
+        case 1: group_int8(1, panels, x, ldx, w, k_size, scale, y, ldy); break;
+        default: break;
+    }
+}
+
+/* y = x times the matrix's rows. y's rows have room for a whole number of panels. `wide` [DEPTH, GROUP * PANEL]. */
+static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
+                     int64_t ldy, float *wide) {
+    const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols;
+    const uint8_t *w = weights + matrix->data;
+    for (int64_t done = 0; done < panels; done += GROUP) {
+        const int64_t some = panels - done < GROUP ? panels - done : GROUP, columns = some * PANEL;
+        float *target = y + done * PANEL;
+        if (matrix->scale < 0) {
+            product(rows, x, ldx, (const float *)w, columns, k_size, target, ldy, columns);
+            w += 4 * k_size * columns;
+            continue;
+        }
+        const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
+        if (rows <= FEW_ROWS) {
+            few_rows(rows, some, x, ldx, w, k_size, scale, target, ldy);
+        } else {
+            for (int64_t k = 0; k < k_size; k += DEPTH) {
+                const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
+                widen_part(w + k * columns, depth, columns, wide);
+                add_product(k > 0, rows, x + k, ldx, wide, columns, depth, target, ldy, columns);
+            }
+            for (int64_t m = 0; m < rows; m++)
+                for (int64_t n = 0; n < columns; n += L)
+                    store(target + m * ldy + n, load(target + m * ldy + n) * load(scale + n));
+        }
+        w += k_size * columns;
+    }
+}

@@ -1,0 +1,122 @@
+"""A model's weights as the compiled library takes them: one block, and the plan of where everything lies in it.
+
+Shape legend: R rows (outputs), C columns (inputs), W channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pulse88.engine.layout import mixers
+from pulse88.engine.library import library
+from pulse88.engine.weights import SCALE, Weights
+
+ALIGNMENT = 64  # bytes
+
+_NO_MATRIX = [-1, -1, 0, 0]
+
+
+def aligned_bytes(size: int) -> NDArray[np.uint8]:
+    """Bytes at an address that vectors like, their values whatever was there."""
+    block = np.empty(size + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start : start + size]
+
+
+class _Block:
+    """Gives every array its place in one block of weights; the arrays are made when the block is."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._writers: list[Callable[[NDArray[np.uint8]], None]] = []
+        self._size = 0
+
+    def _place(self, size: int, write: Callable[[NDArray[np.uint8]], None]) -> int:
+        offset = self._size
+        self._size += size + -size % ALIGNMENT
+        self._writers.append(lambda block: write(block[offset : offset + size]))
+        return offset
+
+    def floats(self, array: NDArray[Any] | list[float]) -> int:
+        """The offset of an array as float32."""
+        values = np.ascontiguousarray(array, np.float32).reshape(-1)
+
+        def write(target: NDArray[np.uint8]) -> None:
+            target[:] = values.view(np.uint8)
+
+        return self._place(values.nbytes, write)
+
+    def tensor(self, name: str) -> int:
+        return self.floats(self._weights.matrix(name))
+
+    def matrix(self, *names: str) -> list[int]:
+        """Several matrices as one, row under row: a `Matrix` of native.h. int8 only if all are and the library can."""
+        tensors = [self._weights.tensors[name] for name in names]
+        rows, cols = sum(len(tensor) for tensor in tensors), tensors[0].shape[1]
+        is_int8 = all(tensor.dtype == np.int8 for tensor in tensors) and cols % 4 == 0
+        scale = -1
+        if is_int8:
+            scale_R = np.concatenate([self._weights.tensors[name + SCALE] for name in names])
+            # The library takes an int8 for the value times 2^24.
+            scale = self.floats(np.pad(scale_R * np.float32(2**-24), (0, -rows % 16)))
+        size: int = library().p88_packed_bytes(is_int8, rows, cols)
+
+        def write(target: NDArray[np.uint8]) -> None:
+            parts = tensors if is_int8 else [self._weights.matrix(name) for name in names]
+            whole_RC = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
+            done = library().p88_pack(is_int8, whole_RC.ctypes.data, rows, cols, target.ctypes.data, target.size)
+            assert done
+
+        return [self._place(size, write), scale, rows, cols]
+
+    def bytes(self) -> NDArray[np.uint8]:
+        block = aligned_bytes(self._size)
+        for write in self._writers:
+            write(block)
+        return block
+
+
+def plan_of(weights: Weights) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """`Model` of native.h as an array, and the block of weights that it points into."""
+    c, block = weights.config, _Block(weights)
+    rows: list[list[int]] = []
+    for kind, mixer, norm in mixers(c):
+        head = [block.tensor(f"{norm}.{name}") for name in ("weight", "bias")]
+        if kind == "gqa":
+            first = block.matrix(*(f"{mixer}.{name}_proj.weight" for name in "qkv"))
+            out = block.matrix(f"{mixer}.out_proj.weight")
+            rows.append([1, *head, *first, *_NO_MATRIX, *_NO_MATRIX, *out, -1, -1, -1, -1])
+            continue
+        conv_WX = np.concatenate([weights.matrix(f"{mixer}.core.{name}_conv1d.weight")[:, 0] for name in "qkv"])
+        rows.append(
+            [
+                *(0, *head),
+                *block.matrix(f"{mixer}.in_proj.weight"),
+                *block.matrix(*(f"{mixer}.core.{name}_proj.weight" for name in "qkvgab")),
+                *block.matrix(f"{mixer}.core.o_proj.weight"),
+                *block.matrix(f"{mixer}.out_proj.weight"),
+                block.floats(conv_WX.T),
+                block.floats(-np.exp(weights.matrix(f"{mixer}.core.A_log"))),
+                block.tensor(f"{mixer}.core.dt_bias"),
+                block.tensor(f"{mixer}.core.o_norm.weight"),
+            ]
+        )
+    angles = np.outer(np.arange(c.max_positions), c.rope_base ** -np.arange(0, 1, 2 / c.gqa_head_dim))
+    plan = [
+        *(c.vocab_size, c.d_model, c.max_positions, c.gdn_inner_dim),
+        *(c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim, c.conv_size),
+        *(c.gqa_num_heads, c.gqa_kv_heads, c.gqa_head_dim, len(rows)),
+        block.floats([c.norm_eps, c.output_logit_scale]),
+        block.tensor("token_embedding.weight"),
+        block.tensor("position_embedding.weight"),
+        block.floats(np.concatenate([np.cos(angles), np.sin(angles)], axis=1)),
+        block.tensor("final_norm.weight"),
+        block.tensor("final_norm.bias"),
+        *block.matrix("token_embedding.weight" if c.tie_embeddings else "lm_head.weight"),
+        *(value for row in rows for value in row),
+    ]
+    return np.array(plan, np.int64), block.bytes()
