@@ -77,7 +77,7 @@ def _interpreter() -> str:
         return sys.executable
     for minor in range(NEWEST_MINOR, OLDEST[1] - 1, -1):
         found = shutil.which(f"python3.{minor}")
-        if found:
+        if found and not _run([found, "--version"]).returncode:  # A version manager has shims that lead nowhere.
             return found
     raise SystemExit(f"Pulse88 needs Python {OLDEST[0]}.{OLDEST[1]} or newer; this is {sys.version.split()[0]}.")
 
