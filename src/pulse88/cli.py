@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_train
+from pulse88 import __version__, cli_data, cli_train
 from pulse88.config import SamplingConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
@@ -38,6 +38,9 @@ def main() -> None:
     """Give it the opening of a piano piece as MIDI, and it plays on."""
 
 
+main.add_command(cli_data.prepare)
+main.add_command(cli_data.merge)
+main.add_command(cli_data.stats)
 main.add_command(cli_train.train)
 main.add_command(cli_train.export)
 

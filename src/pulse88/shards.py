@@ -1,36 +1,156 @@
-"""Pretokenized data on disk: NPZ shards and a manifest that says what is in them. No pickle is ever opened.
+"""Prepared data on disk: NPZ shards and a manifest that says what is in them. No pickle is ever opened.
 
-DATA/manifest.json     time grid, and for every piece its name, split, shard, offset and length in tokens
-DATA/shard-00000.npz   tokens uint8 [all tokens of the shard], pieces behind each other with BOS and EOS
+DATA/manifest.json       time grid, rules, refusals, shards, and for every piece its name, split, shard and place
+DATA/train-00000.npz     tokens uint8 [T], all pieces of the shard behind each other with BOS and EOS
+                         token_offsets int64 [pieces + 1]
+                         onsets float64, durations float32 (seconds), pitch, velocity uint8 [N], note for event
+                         note_offsets int64 [pieces + 1]
+
+The original's form (published_form.py), an NPZ a piece, is read as well.
+
+Shape legend: T tokens, N notes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
 import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pulse88 import published_form
 from pulse88.batches import TokenCorpus
-from pulse88.vocabulary import SIZE, TimeGrid
+from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, LOWEST_PITCH, SIZE, Slot, TimeGrid, bin_velocity
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest and the shards
+SHARD_TOKENS = 2**24  # tokens from which on a new shard begins
+_BEGINNING_OF_ZIP = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
+COLUMNS: dict[str, Any] = {  # of a shard, one value a note
+    "onsets": np.float64,
+    "durations": np.float32,
+    "pitch": np.uint8,
+    "velocity": np.uint8,
+}
 
 
 class ShardError(ValueError):
     """Prepared data can't be read; the message names the file and the remedy."""
 
 
-def read_manifest(data: Path) -> dict[str, Any]:
-    """The manifest; ShardError if it isn't there or isn't one."""
-    path = data / "manifest.json"
+class Place(NamedTuple):
+    """Where a piece was written."""
+
+    shard: str
+    offset: int  # of its first token
+    note_offset: int
+
+
+class ShardWriter:
+    """Writes the pieces of one split, shard by shard; equal pieces in equal order give equal bytes."""
+
+    def __init__(self, data: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
+        self._data, self._split, self._most = data, split, shard_tokens
+        self._tokens: list[NDArray[np.uint8]] = []
+        self._notes: dict[str, list[NDArray]] = {name: [] for name in COLUMNS}
+        self._size = self._note_count = 0
+        self.shards: list[dict[str, Any]] = []  # as the manifest lists them
+
+    def add(self, tokens: NDArray[np.uint8], notes: Mapping[str, NDArray]) -> Place:
+        """Takes a piece: tokens uint8 [T] and the COLUMNS [N]."""
+        place = Place(f"{self._split}-{len(self.shards):05d}.npz", self._size, self._note_count)
+        self._tokens.append(tokens)
+        for name, column in self._notes.items():
+            column.append(notes[name])
+        self._size += len(tokens)
+        self._note_count += len(notes["pitch"])
+        if self._size >= self._most:
+            self.close()
+        return place
+
+    def close(self) -> None:
+        """Writes what hasn't been written yet."""
+        if not self._tokens:
+            return
+        arrays: dict[str, NDArray] = {"tokens": np.concatenate(self._tokens), "token_offsets": _offsets(self._tokens)}
+        arrays |= {name: np.concatenate(column) for name, column in self._notes.items()}
+        arrays["note_offsets"] = _offsets(self._notes["pitch"])
+        name = f"{self._split}-{len(self.shards):05d}.npz"
+        content = npz(arrays)
+        write_whole(self._data / name, content)
+        row = {"name": name, "split": self._split, "pieces": len(self._tokens), "tokens": self._size}
+        self.shards.append(row | {"notes": self._note_count, "sha256": hashlib.sha256(content).hexdigest()})
+        self._tokens, self._notes = [], {name: [] for name in COLUMNS}
+        self._size = self._note_count = 0
+
+
+def _offsets(pieces: Sequence[NDArray]) -> NDArray[np.int64]:
+    return np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+
+
+def npz(arrays: Mapping[str, NDArray]) -> bytes:
+    """The bytes of an NPZ file that depend on nothing but the arrays: no date, no system, no compression."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", _BEGINNING_OF_ZIP)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            archive.writestr(entry, member.getbuffer())
+    return file.getvalue()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_manifest(data: Path, manifest: Mapping[str, Any]) -> bytes:
+    """Writes the manifest, a piece and a refusal a line, and takes away shards of earlier data that it doesn't list."""
+    lines = ["{"]
+    for key, value in manifest.items():
+        comma = "" if key == list(manifest)[-1] else ","
+        if isinstance(value, list):
+            rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in value)
+            lines.append(f"{json.dumps(key)}: [\n{rows}\n]{comma}" if value else f"{json.dumps(key)}: []{comma}")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}{comma}")
+    content = ("\n".join([*lines, "}"]) + "\n").encode()
+    write_whole(data / MANIFEST, content)
+    listed = {shard["name"] for shard in manifest["shards"]}
+    for path in data.glob("*-[0-9][0-9][0-9][0-9][0-9].npz"):
+        if path.name not in listed and path.name.split("-")[0] in ("train", "validation", "test"):
+            path.unlink()
+    return content
+
+
+def read_manifest(data: Path) -> dict[str, Any]:
+    """The manifest; ShardError if it isn't there or isn't one. That of the original's form is brought into ours."""
+    path = data / MANIFEST
+    if not path.exists() and (data / "metadata" / MANIFEST).exists():
+        path = data / "metadata" / MANIFEST  # where the original's tokenizing script puts it
+    try:
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest, list):
+            manifest = published_form.as_manifest(data, manifest)
         manifest["time_grid"], manifest["pieces"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: {error}; make the data again with `pulse88 prepare`") from error
-    return manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"no {error}" if isinstance(error, KeyError) else error
+        raise ShardError(f"{path}: {problem}; make the data again with `pulse88 prepare`") from error
+    return dict(manifest)
 
 
 def read_grid(data: Path) -> TimeGrid:
@@ -38,15 +158,21 @@ def read_grid(data: Path) -> TimeGrid:
     return TimeGrid.from_json(json.dumps(read_manifest(data)["time_grid"]))
 
 
-def read_split(data: Path, split: str) -> TokenCorpus:
-    """All pieces of a split, in the manifest's order; ShardError if there are none or a shard doesn't fit."""
+def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
+    """All pieces of a split, in the manifest's order; ShardError if there are none or a shard doesn't fit.
+
+    With `max_pieces` above 0 at most so many, drawn by the hashes of their names.
+    """
     pieces = [piece for piece in read_manifest(data)["pieces"] if piece["split"] == split]
     if not pieces:
-        raise ShardError(f"{data / 'manifest.json'}: no piece of split {split!r}; prepare some, or name another split")
-    shards = {name: _tokens(data / name) for name in sorted({piece["shard"] for piece in pieces})}
-    tokens = []
+        raise ShardError(f"{data / MANIFEST}: no piece of split {split!r}; prepare some, or name another split")
+    if 0 < max_pieces < len(pieces):
+        drawn = sorted(range(len(pieces)), key=lambda i: hashlib.sha256(pieces[i]["name"].encode()).digest())
+        pieces = [pieces[i] for i in sorted(drawn[:max_pieces])]
+    name, shard, tokens = "", np.zeros(0, np.uint8), []
     for piece in pieces:
-        shard = shards[piece["shard"]]
+        if piece["shard"] != name:
+            name, shard = piece["shard"], _tokens(data / piece["shard"])
         if piece["offset"] + piece["length"] > len(shard):
             raise ShardError(f"{data / piece['shard']}: too short for {piece['name']}; make the data again")
         tokens.append(shard[piece["offset"] : piece["offset"] + piece["length"]])
@@ -57,12 +183,36 @@ def read_split(data: Path, split: str) -> TokenCorpus:
     )
 
 
+def read_notes(data: Path, shard: str) -> dict[str, NDArray]:
+    """The COLUMNS of a shard [N], of the original's form too; ShardError as `read_split`."""
+    path = data / shard
+    columns = _arrays(path, COLUMNS)
+    if "pitch" not in columns:  # The original has a time for every token, and the rest in the tokens alone.
+        events = _tokens(path)[1:-1].reshape(-1, EVENT_TOKENS)
+        columns = {name: column[::EVENT_TOKENS] for name, column in columns.items()}
+        columns["pitch"] = events[:, Slot.PITCH] - np.uint8(BLOCKS[Slot.PITCH].start - LOWEST_PITCH)
+        columns["velocity"] = bin_velocity(events[:, Slot.VELOCITY] - np.uint8(BLOCKS[Slot.VELOCITY].start))
+    if sorted(columns) != sorted(COLUMNS) or len({len(column) for column in columns.values()}) != 1:
+        raise ShardError(f"{path}: no columns {', '.join(COLUMNS)} of one length; make the data again")
+    return columns
+
+
 def _tokens(path: Path) -> NDArray[np.uint8]:
+    tokens = _arrays(path, ("tokens",)).get("tokens", np.zeros((0, 0), np.uint8))
+    in_range = tokens.dtype.kind in "iu" and (not tokens.size or 0 <= tokens.min() <= tokens.max() < SIZE)
+    if tokens.ndim != 1 or not in_range:
+        raise ShardError(f"{path}: tokens are not a row of ids below {SIZE}; make the data again")
+    if tokens.dtype == np.uint8:
+        return tokens
+    if len(tokens) % EVENT_TOKENS:
+        raise ShardError(f"{path}: {len(tokens)} tokens are no whole number of events; make the data again")
+    return np.concatenate(([BOS], tokens, [EOS])).astype(np.uint8)
+
+
+def _arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
+    """Those of the named arrays that a file has."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            tokens: NDArray[np.uint8] = arrays["tokens"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            return {name: arrays[name] for name in names if name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ShardError(f"{path}: {error}; make the data again with `pulse88 prepare`") from error
-    if tokens.dtype != np.uint8 or tokens.ndim != 1 or (len(tokens) and tokens.max() >= SIZE):
-        raise ShardError(f"{path}: tokens are not a row of ids below {SIZE}; make the data again")
-    return tokens
