@@ -6,6 +6,7 @@ on CUDA the real kernel of the delta rule must be there, or the run stops before
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -125,6 +126,7 @@ def train(
             raise ValueError(f"{data}: no piece is longer than the {config.context_tokens} tokens of context")
         circumstances = Circumstances(grid, corpus.fingerprint, ranks.world)
         trainer = Trainer(config, corpus, ranks, kernel)
+        stack.callback(trainer.leave)
         progress, remarks = Progress(0, 0), ["nothing to resume, so it begins"] if resume and not found else []
         if found:
             resumed = checkpoint.load(found[-1], trainer.model, trainer.optimizers, config, circumstances)
@@ -194,6 +196,11 @@ class Trainer:
         if self.ranks.world > 1:
             device_ids = [self.ranks.device.index] if self.ranks.device.type == "cuda" else None
             self._parallel = DistributedDataParallel(self.model, device_ids=device_ids)
+
+    def leave(self) -> None:
+        """Lets go of the other processes, before their group is destroyed: torch waits forever the other way round."""
+        self._parallel = self.model
+        gc.collect()
 
     def step(self, step: int) -> StepFigures:
         """One optimizer step over all micro-batches and processes; NonFinite before anything changes.
