@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="torch, the extra `train`, is not installed")
 
 from pulse88.batches import TokenCorpus  # noqa: E402
+from pulse88.checkpoint import load_model  # noqa: E402
+from pulse88.cli import main  # noqa: E402
 from pulse88.config import TINY  # noqa: E402
+from pulse88.engine.weights import metadata_of, random_tensors, read, save  # noqa: E402
 from pulse88.evaluate import (  # noqa: E402
     GRID_FREE_SHIFT,
     Likelihood,
@@ -125,3 +131,37 @@ def test_grid_bits_are_the_mean_over_notes() -> None:
     events = np.concatenate([corpus.tokens[1:201].reshape(-1, 4), corpus.tokens[203:283].reshape(-1, 4)]).astype(int)
     expected = np.mean([delta[e[0]] + duration[e[2] - BLOCKS[Slot.DURATION].start] for e in events])
     assert grid_bits_per_note(corpus, FINE) == pytest.approx(expected)
+
+
+def test_the_command_measures_weights_on_prepared_data(tmp_path: Path) -> None:
+    corpus = a_corpus((30, 20, 40))
+    write_data(tmp_path, corpus, FINE)
+    tensors = random_tensors(TINY, 0)
+    save(tmp_path / "w.safetensors", tensors, metadata_of(TINY, FINE))
+    asked = ["evaluate", "--data", str(tmp_path), "--weights", str(tmp_path / "w.safetensors")]
+    told = CliRunner().invoke(main, [*asked, "--pieces", "2", "-o", str(tmp_path / "figures.json")])
+    assert told.exit_code == 0, told.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["pieces"] == 2 and figures["notes"] == 70
+    by_hand = likelihood(load_model(read(tmp_path / "w.safetensors")), corpus, window=256)
+    chosen = by_hand.nats[[0, 2]].sum() / 70 / math.log(2)
+    assert figures["bits_per_note"] == pytest.approx(chosen, rel=1e-5)
+    assert f"{figures['bits_per_note']:8.3f} bits a note" in told.output
+
+
+def test_the_command_refuses_data_on_another_grid(tmp_path: Path) -> None:
+    write_data(tmp_path, a_corpus((5,)), PUBLISHED)
+    save(tmp_path / "w.safetensors", random_tensors(TINY, 0), metadata_of(TINY, FINE))
+    told = CliRunner().invoke(main, ["evaluate", "--data", str(tmp_path), "--weights", str(tmp_path / "w.safetensors")])
+    assert told.exit_code == 1
+    assert "prepare the data again with --grid fine" in told.output
+
+
+def write_data(folder: Path, corpus: TokenCorpus, grid: TimeGrid) -> None:
+    np.savez(folder / "shard.npz", tokens=corpus.tokens)
+    pieces = [
+        {"name": name, "split": "validation", "shard": "shard.npz", "offset": int(start), "length": int(length)}
+        for name, start, length in zip(corpus.names, corpus.starts, corpus.lengths, strict=True)
+    ]
+    manifest = {"time_grid": json.loads(grid.to_json()), "pieces": pieces}
+    (folder / "manifest.json").write_text(json.dumps(manifest))

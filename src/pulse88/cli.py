@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_data, cli_train
+from pulse88 import __version__, cli_data, cli_evaluate, cli_train
 from pulse88.config import SamplingConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
@@ -43,6 +43,7 @@ main.add_command(cli_data.merge)
 main.add_command(cli_data.stats)
 main.add_command(cli_train.train)
 main.add_command(cli_train.export)
+main.add_command(cli_evaluate.evaluate)
 
 
 @main.command("continue", short_help="Play on from a MIDI file.")
