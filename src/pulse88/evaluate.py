@@ -59,11 +59,12 @@ class Likelihood:
 def log_widths(grid: TimeGrid, slot: Slot) -> NDArray[np.float64]:
     """[32] base-2 logarithms of the bins' widths in log(t + GRID_FREE_SHIFT).
 
-    A bin reaches to the midpoints between it and its neighbours; the outermost edges are mirrored, never below 0 s.
+    A bin reaches to the midpoints between it and its neighbours, the lowest one down to 0 s, for all shorter times land
+    in it; the highest edge is mirrored.
     """
     times = grid.seconds(slot, np.arange(BLOCKS[slot].size))
     between = (times[1:] + times[:-1]) / 2
-    lower = np.append(max(2 * times[0] - between[0], 0.0), between)
+    lower = np.append(0.0, between)
     upper = np.append(between, 2 * times[-1] - between[-1])
     return np.asarray(np.log2(np.log((upper + GRID_FREE_SHIFT) / (lower + GRID_FREE_SHIFT))))
 
