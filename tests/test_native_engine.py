@@ -423,12 +423,15 @@ def test_packed_matrices_hold_every_value_once(rows, quads):
         for first in range(0, padded, 64):
             width = min(64, padded - first)
             group = whole[start : start + width * cols]
-            if is_int8:
-                group = group.reshape(quads, width, 4).transpose(0, 2, 1)
-            group = group.reshape(cols, width)
             real = values[first : first + width]
-            assert np.array_equal(group[:, : len(real)].T, real)
-            assert not group[:, len(real) :].any()
+            if is_int8:  # Words of four inputs, the lowest first, each carrying into the next.
+                words = group.view("<i4").reshape(quads, width).astype(np.int64)
+                sums = real.astype(np.int64).reshape(-1, quads, 4) @ (1 << np.array([0, 8, 16, 24]))
+                assert np.array_equal(words[:, : len(real)].T, sums)
+                assert not words[:, len(real) :].any()
+            else:
+                assert np.array_equal(group.reshape(cols, width)[:, : len(real)].T, real)
+                assert not group.reshape(cols, width)[:, len(real) :].any()
             start += width * cols
 
 

@@ -182,7 +182,7 @@ def random_tensors(config: ModelConfig, seed: int) -> dict[str, NDArray[np.float
         elif name.endswith("dt_bias"):
             values = np.log(np.expm1(np.exp(rng.uniform(math.log(0.001), math.log(0.1), shape))))
         elif name in (_TABLE, _HEAD):
-            values *= 3 / (config.output_logit_scale * config.d_model**0.5)
+            values *= 1.5 / (config.output_logit_scale * config.d_model**0.5)
         elif len(shape) == 1:
             values = values * 0.1 + (0.0 if name.endswith("bias") else 1.0)
         else:

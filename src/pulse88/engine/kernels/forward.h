@@ -299,18 +299,18 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
         norm_rows(m, weights, mixer->norm_weight, mixer->norm_bias, M, s->x, s->normed);
         if (mixer->kind == GDN) {
             const int64_t ldi = round_up(m->inner, PANEL), width = m->heads * m->value;
-            multiply(weights, &mixer->in, M, s->normed, D, s->inner, ldi, s->wide);
-            multiply(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s->wide);
+            multiply(weights, &mixer->in, M, s->normed, D, s->inner, ldi, s);
+            multiply(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s);
             for (int64_t b = 0; b < call->batch; b++) gdn_core(m, weights, mixer, call, gdn, b, s);
-            multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s->wide);
-            multiply(weights, &mixer->out, M, s->inner, ldi, s->added, added_floats(m), s->wide);
+            multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s);
+            multiply(weights, &mixer->out, M, s->inner, ldi, s->added, added_floats(m), s);
             gdn++;
         } else {
-            multiply(weights, &mixer->in, M, s->normed, D, s->core, qkv_floats(m), s->wide);
+            multiply(weights, &mixer->in, M, s->normed, D, s->core, qkv_floats(m), s);
             turn(m, weights, call, s);
             for (int64_t g = 0; g < m->kv_heads; g++)
                 for (int64_t b = 0; b < call->batch; b++) attend(m, call, gqa, g, b, s);
-            multiply(weights, &mixer->out, M, s->mixed, D, s->added, added_floats(m), s->wide);
+            multiply(weights, &mixer->out, M, s->mixed, D, s->added, added_floats(m), s);
             gqa++;
         }
         for (int64_t r = 0; r < M; r++) add_rows(D, s->added + r * added_floats(m), s->x + r * D);
@@ -321,7 +321,7 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
         norm_rows(m, weights, m->final_weight, m->final_bias, 1, s->x + (each == 1 ? (r + 1) * T - 1 : r) * D,
                   s->normed + r * D);
     float *logits = s->logits;
-    multiply(weights, &m->head, call->batch * each, s->normed, D, logits, room, s->wide);
+    multiply(weights, &m->head, call->batch * each, s->normed, D, logits, room, s);
     for (int64_t r = 0; r < call->batch * each; r++)
         for (int64_t i = 0; i < m->vocabulary; i++)
             call->logits[r * m->vocabulary + i] = logits[r * room + i] * logit_scale;

@@ -44,17 +44,23 @@ EXPORT int64_t p88_packed_bytes(int is_int8, int64_t rows, int64_t cols) {
 }
 
 /* A row-major matrix into groups of panels. Within a group of n panels, float32 is [cols, n * PANEL]; int8 is
- * [cols / 4, n * PANEL, 4], four inputs of one output side by side. Outputs past the matrix's rows are zeros. */
+ * [cols / 4, n * PANEL] words of four inputs of one output, q0 + 2^8 q1 + 2^16 q2 + 2^24 q3. Outputs past the matrix's
+ * rows are zeros. */
 EXPORT int p88_pack(int is_int8, const void *source, int64_t rows, int64_t cols, uint8_t *packed, int64_t bytes) {
     if (bytes < 0 || p88_packed_bytes(is_int8, rows, cols) != bytes) return 0;
     memset(packed, 0, (size_t)bytes);
     for (int64_t first = 0; first < rows; first += GROUP * PANEL) {
         const int64_t left = round_up(rows - first, PANEL), width = left < GROUP * PANEL ? left : GROUP * PANEL;
         for (int64_t r = first; r < rows && r < first + width; r++)
-            for (int64_t c = 0; c < cols; c++)
-                if (is_int8)
-                    packed[(c / 4 * width + r - first) * 4 + c % 4] = ((const uint8_t *)source)[r * cols + c];
-                else
+            if (is_int8)
+                for (int64_t c = 0; c < cols; c += 4) {
+                    const int8_t *q = (const int8_t *)source + r * cols + c;
+                    const int64_t sum = q[0] + q[1] * 256 + q[2] * 65536 + q[3] * (int64_t)16777216;
+                    const int32_t word = (int32_t)sum;
+                    memcpy(packed + (c / 4 * width + r - first) * 4, &word, 4);
+                }
+            else
+                for (int64_t c = 0; c < cols; c++)
                     memcpy(packed + (c * width + r - first) * 4, (const float *)source + r * cols + c, 4);
         packed += width * cols * (is_int8 ? 1 : 4);
     }

@@ -109,6 +109,7 @@ typedef struct {
     float *mixed;      /* [M, H * V or D]: what a mixer gives to its output projection */
     float *added;      /* [M, D]: what comes from there */
     float *logits;     /* [M, vocabulary] */
+    float *unmixed;    /* [M, largest cols]: see unmix */
     float *wide;       /* [DEPTH, GROUP * PANEL]: int8 weights as floats */
     float *conv;       /* [PAGE, C]: one sequence's q, k and v */
     float *queries;    /* [2 * PAGE, K]: one head's keys, then its queries */
@@ -133,6 +134,7 @@ static inline int64_t carve(const Model *m, int64_t rows, float *base, Scratch *
     TAKE(mixed, rows * larger(HV, D));
     TAKE(added, rows * added_floats(m));
     TAKE(logits, rows * round_up(m->vocabulary, PANEL));
+    TAKE(unmixed, rows * larger(larger(D, m->inner), HV));
     TAKE(wide, DEPTH * GROUP * PANEL);
     TAKE(conv, PAGE * channels(m));
     TAKE(queries, 2 * PAGE * m->key);

@@ -137,16 +137,17 @@ static void product(int64_t rows, const float *x, int64_t ldx, const float *w, i
     add_product(0, rows, x, ldx, w, ldw, k_size, y, ldy, columns);
 }
 
-/* Packed int8: a 32-bit word holds one output's next four inputs. A byte in the word's highest place is the value
- * times 2^24, exactly; the outputs' scales make up for it. */
+/* Packed int8: a 32-bit word is the sum of an output's next four inputs q0 + 2^8 q1 + 2^16 q2 + 2^24 q3. Shifted left
+ * it is, as a float and in units of 2^24: q0, q1 + q0/2^8, q2 + q1/2^8 + q0/2^16, and q3 + q2/2^8 and so on. No bits are
+ * masked out: the activations make up for the lower terms (see unmix), and the outputs' scales for the unit. */
 INLINE void widen(const uint8_t *w, vf wide[4]) {
     vu word;
     memcpy(&word, w, sizeof word);
     IN_REGISTER(word); /* or each of the four lines reads it again */
     wide[0] = __builtin_convertvector((vi)(word << 24), vf);
-    wide[1] = __builtin_convertvector((vi)((word << 16) & 0xff000000u), vf);
-    wide[2] = __builtin_convertvector((vi)((word << 8) & 0xff000000u), vf);
-    wide[3] = __builtin_convertvector((vi)(word & 0xff000000u), vf);
+    wide[1] = __builtin_convertvector((vi)(word << 16), vf);
+    wide[2] = __builtin_convertvector((vi)(word << 8), vf);
+    wide[3] = __builtin_convertvector((vi)word, vf);
 }
 
 /* M rows times `panels` panels of a group, straight from int8. */
@@ -167,6 +168,14 @@ INLINE void block_int8(const int M, const int panels, const float *x, int64_t ld
     }
     for (int m = 0; m < M; m++)
         for (int n = 0; n < panels * N; n++) store(y + m * ldy + n * L, acc[m][n] * load(scale + n * L));
+}
+
+/* What widened words are multiplied with instead of x: each input less 1/2^8 of the next one in its word. */
+static void unmix(const float *x, int64_t n, float *y) {
+    float share[L];
+    for (int i = 0; i < L; i++) share[i] = i % 4 == 3 ? 0 : 1.0f / 256;
+    for (int64_t i = 0; i < n; i += L)
+        store_part(y + i, load_part(x + i, n - i) - load_part(x + i + 1, n - i - 1) * load(share), n - i);
 }
 
 /* `depth` inputs of a group as floats [depth, columns]. */
@@ -207,11 +216,16 @@ static void few_rows(int64_t rows, int64_t panels, const float *x, int64_t ldx, 
     }
 }
 
-/* y = x times the matrix's rows. y's rows have room for a whole number of panels. `wide` [DEPTH, GROUP * PANEL]. */
+/* y = x times the matrix's rows. y's rows have room for a whole number of panels. */
 static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
-                     int64_t ldy, float *wide) {
+                     int64_t ldy, const Scratch *s) {
     const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols;
     const uint8_t *w = weights + matrix->data;
+    if (matrix->scale >= 0) {
+        for (int64_t m = 0; m < rows; m++) unmix(x + m * ldx, k_size, s->unmixed + m * k_size);
+        x = s->unmixed;
+        ldx = k_size;
+    }
     for (int64_t done = 0; done < panels; done += GROUP) {
         const int64_t some = panels - done < GROUP ? panels - done : GROUP, columns = some * PANEL;
         float *target = y + done * PANEL;
@@ -226,8 +240,8 @@ static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows,
         } else {
             for (int64_t k = 0; k < k_size; k += DEPTH) {
                 const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
-                widen_part(w + k * columns, depth, columns, wide);
-                add_product(k > 0, rows, x + k, ldx, wide, columns, depth, target, ldy, columns);
+                widen_part(w + k * columns, depth, columns, s->wide);
+                add_product(k > 0, rows, x + k, ldx, s->wide, columns, depth, target, ldy, columns);
             }
             for (int64_t m = 0; m < rows; m++)
                 for (int64_t n = 0; n < columns; n += L)
