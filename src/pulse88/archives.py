@@ -88,8 +88,7 @@ def is_archive(name: str) -> bool:
 
 def clean(name: str) -> str:
     """A label for a member: no roots, no dots that climb, no characters that can't be printed."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\\", "/")
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = "".join(letter if letter.isprintable() else "?" for letter in name.replace("\\", "/"))
     return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
 
 

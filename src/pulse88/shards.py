@@ -18,6 +18,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +213,8 @@ def _tokens(path: Path) -> NDArray[np.uint8]:
 def _arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
     """Those of the named arrays that a file has."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # numpy leaves a file open that it opened itself and that turns out to be damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names if name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ShardError(f"{path}: {error}; make the data again with `pulse88 prepare`") from error
