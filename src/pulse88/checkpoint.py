@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pulse88.config import TrainConfig
-from pulse88.engine.weights import SCALE, Weights, metadata_of
+from pulse88.engine.weights import SCALE, Weights, in_order, metadata_of
 from pulse88.model import Pulse88
 from pulse88.optimizer import load_named_state, named_state
 from pulse88.vocabulary import TimeGrid
@@ -107,6 +108,11 @@ def save(
         last = f"the last good one is {found[-1]}" if found else "there is none before it"
         raise CheckpointError(f"{final} could not be written ({error}); {last}. Make room and resume.") from error
     return final
+
+
+def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file; equal tensors and metadata give equal bytes."""
+    path.write_bytes(in_order(serialise(tensors, metadata)))
 
 
 def _write(

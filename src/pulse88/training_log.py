@@ -41,6 +41,11 @@ def is_logged(step: int, config: TrainConfig) -> bool:
     return step % LOG_EVERY == 0 or step == config.steps
 
 
+def has_tensorboard() -> bool:
+    """Whether its figures can be written for tensorboard."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
 class TrainingLog:
     """The files of a run and, through the logger of this module, what its terminal says."""
 
@@ -50,7 +55,7 @@ class TrainingLog:
         self._seconds, self._tokens, self._steps = 0.0, 0, 0
         self._first = True  # of this sitting: it compiles, so its time tells nothing
         self._board: Any = None
-        if importlib.util.find_spec("tensorboard"):
+        if has_tensorboard():
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=begin.step + 1)
@@ -121,10 +126,8 @@ class TrainingLog:
 
 def duration(seconds: float) -> str:
     """Hours and minutes, or minutes and seconds below an hour."""
-    minutes = math.ceil(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    )
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def draw_curve(run: Path) -> None:

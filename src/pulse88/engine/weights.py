@@ -134,13 +134,24 @@ def read(path: str | Path) -> Weights:
 def save(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file; a reader sees the old file or the whole new one, never a part."""
     path = Path(path)
-    data = serialise({name: np.ascontiguousarray(array) for name, array in tensors.items()}, dict(metadata))
+    data = in_order(serialise({name: np.ascontiguousarray(array) for name, array in tensors.items()}, dict(metadata)))
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         partial.write_bytes(data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted by key: the library writes them in another order every time."""
+    size = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    if "__metadata__" in header:
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]))
 
 
 def metadata_of(config: ModelConfig, grid: TimeGrid) -> dict[str, str]:
