@@ -15,7 +15,6 @@ Shape legend: N notes, R rows, S shingles of a sketch. A sketch is uint32, sorte
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -115,16 +114,13 @@ def likenesses(sketches: Sequence[Sketch], notes: Sequence[int], least_share: fl
     `notes` are the pieces' numbers of notes. A shingle's holders are compared with the first ANCHORS of them only, so
     pieces that matter most come first in the lists.
     """
-    count: dict[int, int] = {}
-    for part in _slices(sketches):
-        pairs, shared = _pairs(sketches, *part)
-        for pair, n in zip(pairs.tolist(), shared.tolist(), strict=True):
-            count[pair] = count.get(pair, 0) + n
+    slices = [_pairs(part) for part in _slices(sketches)]
+    pairs, at = np.unique(np.concatenate([pairs for pairs, _ in slices]), return_inverse=True)
+    shared = np.bincount(at, np.concatenate([counts for _, counts in slices]), len(pairs)).astype(np.int64)
+    enough = shared >= LEAST_SHARED
     found = []
-    for pair, n in sorted(count.items()):
+    for pair, n in zip(pairs[enough].tolist(), shared[enough].tolist(), strict=True):
         second, first = divmod(pair, 2**32)
-        if n < LEAST_SHARED:
-            continue
         level = max(_level(notes[first]), _level(notes[second]))
         share = n / min(_size(sketches[first], level), _size(sketches[second], level))
         if share >= least_share:
@@ -137,18 +133,19 @@ def _size(sketch: Sketch, level: int) -> int:
     return len(sketch) if level == 0 else int(np.searchsorted(sketch, np.uint32(2 ** (32 - level))))
 
 
-def _slices(sketches: Sequence[Sketch]) -> Iterable[tuple[int, int]]:
-    """Ranges of hashes with about _ENTRIES_AT_ONCE shingles each."""
+def _slices(sketches: Sequence[Sketch]) -> Iterable[list[Sketch]]:
+    """The sketches' parts in consecutive ranges of hashes with about _ENTRIES_AT_ONCE shingles each."""
     # Three quarters of the range hold the additional shingles of short pieces only.
     quarter = 2**30
     parts = 1 + sum(map(len, sketches)) // _ENTRIES_AT_ONCE
-    edges = [*(quarter * k // parts for k in range(parts)), quarter, 2 * quarter, 4 * quarter]
-    return itertools.pairwise(edges)
+    edges = np.array([*(quarter * k // parts for k in range(1, parts + 1)), 2 * quarter], np.uint32)
+    cuts = [np.r_[0, np.searchsorted(sketch, edges), len(sketch)].tolist() for sketch in sketches]
+    for at in range(parts + 2):
+        yield [sketch[cut[at] : cut[at + 1]] for sketch, cut in zip(sketches, cuts, strict=True)]
 
 
-def _pairs(sketches: Sequence[Sketch], low: int, high: int) -> tuple[Ints, Ints]:
-    """Pairs (second << 32 | first) that share a shingle with low <= hash < high, ascending, and how many."""
-    pieces = [s[np.searchsorted(s, low) : np.searchsorted(s, high)] for s in sketches]
+def _pairs(pieces: Sequence[Sketch]) -> tuple[Ints, Ints]:
+    """Pairs (second << 32 | first) that share a shingle, ascending, and how many they share."""
     holder = np.repeat(np.arange(len(pieces), dtype=np.uint64), [len(s) for s in pieces])
     entry = np.concatenate([np.zeros(0, np.uint32), *pieces]).astype(np.uint64) << np.uint64(32) | holder
     entry.sort()

@@ -14,12 +14,12 @@ Shape legend: T tokens, N notes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,10 +84,9 @@ class ShardWriter:
         arrays |= {name: np.concatenate(column) for name, column in self._notes.items()}
         arrays["note_offsets"] = _offsets(self._notes["pitch"])
         name = f"{self._split}-{len(self.shards):05d}.npz"
-        content = npz(arrays)
-        write_whole(self._data / name, content)
+        sha256 = write_npz(self._data / name, arrays)
         row = {"name": name, "split": self._split, "pieces": len(self._tokens), "tokens": self._size}
-        self.shards.append(row | {"notes": self._note_count, "sha256": hashlib.sha256(content).hexdigest()})
+        self.shards.append(row | {"notes": self._note_count, "sha256": sha256})
         self._tokens, self._notes = [], {name: [] for name in COLUMNS}
         self._size = self._note_count = 0
 
@@ -96,24 +95,40 @@ def _offsets(pieces: Sequence[NDArray]) -> NDArray[np.int64]:
     return np.cumsum([0, *map(len, pieces)], dtype=np.int64)
 
 
-def npz(arrays: Mapping[str, NDArray]) -> bytes:
-    """The bytes of an NPZ file that depend on nothing but the arrays: no date, no system, no compression."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", _BEGINNING_OF_ZIP)
-            entry.create_system, entry.external_attr = 3, 0o644 << 16
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-            archive.writestr(entry, member.getbuffer())
-    return file.getvalue()
+def write_npz(path: Path, arrays: Mapping[str, NDArray]) -> str:
+    """Writes an NPZ file, whole or not at all, whose bytes depend on nothing but the arrays; their sha256.
+
+    There is no date in it, no system and no compression. ValueError for arrays of objects.
+    """
+    with _written_whole(path) as partial:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, array in arrays.items():
+                if array.dtype.hasobject:
+                    raise ValueError(f"{name} holds objects, which only a pickle can")
+                entry = zipfile.ZipInfo(f"{name}.npy", _BEGINNING_OF_ZIP)
+                entry.create_system, entry.external_attr = 3, 0o644 << 16
+                with archive.open(entry, "w", force_zip64=array.nbytes >= 2**31) as member:
+                    np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
+                    member.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest = hashlib.sha256()
+        with partial.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
+    with _written_whole(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` if all goes well and is taken away otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
