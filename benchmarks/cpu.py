@@ -91,25 +91,29 @@ class LlamaEngine:
         self.cache = transformers.DynamicCache
 
     def zero_state(self, batch: int = 1) -> Any:
-        return None
+        return self.cache(), 0
 
     def forward(self, ids: Any, state: Any, *, last_only: bool = False) -> tuple[NDArray[np.float32], Any]:
-        # Its cache is changed by a call. It grows from round to round by a few tokens, which changes little.
+        cache, length = state
+        ids_BT = self.torch.as_tensor(np.asarray(ids))
         with self.torch.inference_mode():
-            result = self.model(
-                self.torch.as_tensor(np.asarray(ids)),
-                past_key_values=self.cache() if state is None else state,
-                use_cache=True,
-                logits_to_keep=1 if last_only else 0,
-            )
-        return result.logits.numpy(), result.past_key_values
+            self.forget(cache, length)
+            keep = 1 if last_only else 0
+            result = self.model(ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        return result.logits.numpy(), (cache, length + ids_BT.shape[1])
+
+    def forget(self, cache: Any, length: int) -> None:
+        """A call changes its cache: takes out what an earlier one added past `length`."""
+        if extra := cache.get_seq_length() - length:
+            cache.crop(-extra)
 
     def fork(self, state: Any, count: int) -> Any:
         import copy
 
-        forks = copy.deepcopy(state)
-        forks.batch_repeat_interleave(count)
-        return forks
+        cache, length = copy.deepcopy(state)
+        self.forget(cache, length)
+        cache.batch_repeat_interleave(count)
+        return cache, length
 
 
 MAKERS: dict[str, Callable[[Path, Path], Any]] = {

@@ -1,4 +1,6 @@
 import ctypes
+import ctypes.util
+import importlib.machinery
 import sys
 import threading
 from dataclasses import replace
@@ -97,6 +99,24 @@ def test_rounding_is_no_larger_than_numpys():
         np.abs(e.forward(ids, e.zero_state())[0] - truth).max() for e in (NumpyEngine(weights), NativeEngine(weights))
     ]
     assert worst[1] < 3 * worst[0]
+
+
+def test_strong_gates_leave_weak_ones_their_precision():
+    """A page's log decays may sum to thousands; what is small after that still counts."""
+    tensors = dict(random_weights("tiny").tensors)
+    for name in tensors:
+        if name.endswith("a_proj.weight"):
+            tensors[name] = tensors[name] * np.float32(30)
+        if name.endswith("A_log"):
+            tensors[name] = np.full_like(tensors[name], np.log(16))
+    weights = Weights(TINY, tensors)
+    ids = random_ids(TINY, 1, 200)
+    exact = NumpyEngine(weights, np.float64)
+    truth, true_state = exact.forward(ids, exact.zero_state())
+    for ours in (NativeEngine(weights), NumpyEngine(weights)):
+        logits, state = ours.forward(ids, ours.zero_state())
+        np.testing.assert_allclose(logits, truth, atol=TOLERANCE, rtol=0)
+        assert distance(state.snapshot(), true_state.snapshot()) < TOLERANCE
 
 
 # ---------------------------------------------------------------- the law, to the last bit
@@ -450,6 +470,12 @@ def test_a_missing_or_foreign_library_is_told(monkeypatch):
     with pytest.raises(ImportError, match="not built"):
         library()
     monkeypatch.undo()
+    for origin, words in ((__file__, "does not open"), (ctypes.util.find_library("c"), "other sources")):
+        found = importlib.machinery.ModuleSpec("_native", None, origin=origin)
+        monkeypatch.setattr(native_library.importlib.util, "find_spec", lambda name, found=found: found)
+        with pytest.raises(ImportError, match=words):
+            library()
+        monkeypatch.undo()
     monkeypatch.setattr(native_library, "KEYS", 8)
     with pytest.raises(ImportError, match="other sources"):
         library()

@@ -68,6 +68,17 @@ def test_chunked_form_equals_the_loop(tokens, gate, dtype, tolerance):
         np.testing.assert_allclose(memory_chunked, memory, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+def test_strong_gates_leave_weak_ones_their_precision(dtype, tolerance):
+    """A sum of log decays that has grown to thousands must not round away the small differences after it."""
+    q, k, v, g, beta, memory = recurrence_inputs(100, 1e-3, dtype)
+    g[:, :, ::17] = -400
+    for ours, truth in zip(
+        delta_rule_chunked(q, k, v, g, beta, memory), delta_rule_loop(q, k, v, g, beta, memory), strict=True
+    ):
+        np.testing.assert_allclose(ours, truth, atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_equal_keys_do_not_upset_the_triangular_system(tokens):
     """The hardest case for the chunked form: one key again and again, no decay, full steps."""

@@ -30,7 +30,10 @@ def library() -> ctypes.CDLL:
     found = importlib.util.find_spec("pulse88.engine._native")
     if found is None or found.origin is None:
         raise ImportError("the native engine was not built on installation, which takes GCC or Clang")
-    opened = ctypes.CDLL(found.origin)
+    try:
+        opened = ctypes.CDLL(found.origin)
+    except OSError as error:
+        raise ImportError(f"the native engine does not open: {error}") from error
     i64, pointer = ctypes.c_int64, ctypes.c_void_p
     for name, result, arguments in (
         ("size_of", i64, [i64]),
@@ -42,7 +45,9 @@ def library() -> ctypes.CDLL:
         ("scratch_floats", i64, [pointer, i64]),
         ("forward", ctypes.c_int, [ctypes.c_int, pointer, pointer, ctypes.POINTER(Call)]),
     ):
-        function = getattr(opened, f"p88_{name}")
+        function = getattr(opened, f"p88_{name}", None)
+        if function is None:
+            raise ImportError(f"{found.origin} was built from other sources: install pulse88 again")
         function.restype, function.argtypes = result, arguments
     if [opened.p88_size_of(i) for i in range(5)] != [ctypes.sizeof(Call), *PLAN_SIZES, PAGE, KEYS]:
         raise ImportError(f"{found.origin} was built from other sources: install pulse88 again")

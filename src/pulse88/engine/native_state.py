@@ -134,9 +134,10 @@ class NativeState:
         seen = self.position % PAGE
         if seen:
             keys, errors, decays = page_parts(self.config, self.rows_MBF.array[index])
-            decays = decays[:, :, :seen]
-            share = np.exp(decays[:, :, -1:] - decays)[..., None]
-            memory_BHKV *= np.exp(decays[:, :, -1:])[..., None]
+            # From each token on to the latest, and one more for what was there before the first.
+            since = np.cumsum(np.pad(decays[:, :, seen - 1 :: -1], [(0, 0), (0, 0), (1, 0)]), axis=-1)[..., ::-1]
+            share = np.exp(since[:, :, 1:])[..., None]
+            memory_BHKV *= np.exp(since[:, :, :1])[..., None]
             memory_BHKV += (keys[:, :, :seen] * share).swapaxes(-1, -2) @ errors[:, :, :seen]
         return memory_BHKV
 

@@ -110,11 +110,13 @@ def delta_rule_chunked(
         return padded.reshape(*x.shape[:2], -1, chunk, *x.shape[3:])
 
     q_BHNCK, k_BHNCK, v_BHNCV, g_BHNC, beta_BHNC = map(chunks, (q_BHTK, k_BHTK, v_BHTV, g_BHT, beta_BHT))
-    decay_BHNC = np.cumsum(g_BHNC, axis=-1)  # log decay since the chunk's beginning
+    # Log decay since the chunk's beginning, in float64: it may sum to thousands, and small differences of it count.
+    decay_BHNC = np.cumsum(g_BHNC, axis=-1, dtype=np.float64)
     earlier_CC = np.tri(chunk, dtype=bool)
     # Masked before exp: above the diagonal the differences are positive and may overflow.
     gaps_BHNCC = np.where(earlier_CC, decay_BHNC[..., :, None] - decay_BHNC[..., None, :], 0)
-    share_BHNCC = np.where(earlier_CC, np.exp(gaps_BHNCC), 0)
+    dtype = g_BHT.dtype
+    share_BHNCC = np.where(earlier_CC, np.exp(gaps_BHNCC), 0).astype(dtype)
     lower_BHNCC = beta_BHNC[..., None] * share_BHNCC * (k_BHNCK @ k_BHNCK.swapaxes(-1, -2))
     inverse_BHNCC = np.zeros_like(lower_BHNCC)
     for row in range(chunk):
@@ -123,8 +125,10 @@ def delta_rule_chunked(
             known = lower_BHNCC[..., row, None, :row] @ inverse_BHNCC[..., :row, :row]
             inverse_BHNCC[..., row, :row] = -known[..., 0, :]
     read_BHNCC = share_BHNCC * (q_BHNCK @ k_BHNCK.swapaxes(-1, -2))
-    shrink_BHNC1 = np.exp(decay_BHNC)[..., None]
-    rest_BHNC1 = np.exp(decay_BHNC[..., -1:] - decay_BHNC)[..., None]  # decay from a token to the chunk's end
+    shrink_BHNC1 = np.exp(decay_BHNC)[..., None].astype(dtype)
+    rest_BHNC1 = np.exp(decay_BHNC[..., -1:] - decay_BHNC)[..., None].astype(
+        dtype
+    )  # decay from a token to the chunk's end
 
     o_BHNCV = np.empty_like(v_BHNCV)
     for n in range(v_BHNCV.shape[2]):

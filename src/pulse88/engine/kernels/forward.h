@@ -63,16 +63,20 @@ static Page page_at(const Model *m, float *rows, int64_t index) {
     return page;
 }
 
-/* exp(since - decays[i]) for i < n, into shares[i]. */
-static void decay_shares(const float *decays, float since, int64_t n, float *shares) {
-    for (int64_t i = 0; i < n; i += L) {
-        store_part(shares + i, exp_of(since - load_part(decays + i, n - i)), n - i);
-    }
+/* What is left at token `now` of what each earlier token of the page added, into shares [now]; returns what is left of
+ * the memory. The log decays are summed backwards: a sum from the page's beginning may reach thousands, and its small
+ * differences would be lost. */
+static float decay_shares(const float *decays, int64_t now, float *shares) {
+    float sum = 0;
+    for (int64_t i = now; i > 0; i--) shares[i - 1] = sum += decays[i];
+    for (int64_t i = 0; i < now; i += L) store_part(shares + i, exp_of(load_part(shares + i, now - i)), now - i);
+    return expf(sum + decays[0]);
 }
 
 /* One head's tokens of one page, `first` to `first + count` within it. arXiv 2412.06464, the memory rewritten at the
  * end of a page only: until then the tokens' errors u are what is remembered, and forward substitution gives
- *   u_t = beta_t (v_t - exp(G_t) S'k_t - sum over i < t of exp(G_t - G_i) (k_t . k_i) u_i).
+ *   u_t = beta_t (v_t - exp(G_t) S'k_t - sum over i < t of exp(G_t - G_i) (k_t . k_i) u_i)
+ * with G the sum of log decays since the page's beginning.
  * values [count] rows of `ldv`, likewise out; betas and the page's decays of these tokens are known. */
 static void delta_rule(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, int64_t first,
                        int64_t count, const float *values, int64_t ldv, const float *betas, float *out, int64_t ldo) {
@@ -84,14 +88,14 @@ static void delta_rule(const Model *m, const Scratch *s, const float *memory, Pa
     for (int64_t t = 0; t < count; t++) {
         const int64_t now = first + t;
         const float *key = s->queries + t * K, *query = s->queries + (count + t) * K;
-        decay_shares(decays, decays[now], now, s->shares);
+        const float since = decay_shares(decays, now, s->shares);
         for (int64_t i = 0; i < now; i++) {
             const float share = s->shares[i];
             s->shares[i] = share * dot(key, keys + i * K, K);
             s->shares[PAGE + i] = share * dot(query, keys + i * K, K);
         }
         product(2, s->shares, PAGE, errors, V, now, s->gained, V, V);
-        const float since = expf(decays[now]), beta = betas[t * m->heads], same = dot(query, key, K);
+        const float beta = betas[t * m->heads], same = dot(query, key, K);
         const float *restrict by_key = s->recalled + t * V, *restrict by_query = s->recalled + (count + t) * V;
         const float *restrict gained = s->gained, *restrict value = values + t * ldv;
         float *restrict error = errors + now * V, *restrict o = out + t * ldo;
@@ -103,13 +107,13 @@ static void delta_rule(const Model *m, const Scratch *s, const float *memory, Pa
 /* The memory after a whole page: exp(G) S + sum over i of exp(G - G_i) k_i u_i'. target may be memory. */
 static void rewrite(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, float *target) {
     const int64_t K = m->key, V = m->value;
-    const float *keys = page.keys + head * PAGE * K, *decays = page.decays + head * PAGE;
+    const float *keys = page.keys + head * PAGE * K;
     float share[PAGE];
-    decay_shares(decays, decays[PAGE - 1], PAGE, share);
+    const float since = decay_shares(page.decays + head * PAGE, PAGE - 1, share);
+    share[PAGE - 1] = 1;
     for (int64_t i = 0; i < PAGE; i++)
         for (int64_t k = 0; k < K; k++) s->shares[k * PAGE + i] = keys[i * K + k] * share[i];
     product(K, s->shares, PAGE, page.errors + head * PAGE * V, V, PAGE, s->gained, V, V);
-    const float since = expf(decays[PAGE - 1]);
     for (int64_t i = 0; i < K * V; i++) target[i] = since * memory[i] + s->gained[i];
 }
 
@@ -159,8 +163,7 @@ static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer,
             }
             const float *a = row + C + H * V, *step = a + H;
             for (int64_t h = 0; h < H; h++) {
-                float *since = page.decays + h * PAGE + first + t;
-                *since = (first + t ? since[-1] : 0.0f) + decay[h] * softplus(a[h] + dt[h]);
+                page.decays[h * PAGE + first + t] = decay[h] * softplus(a[h] + dt[h]);
                 betas[t * H + h] = sigmoid(step[h]);
             }
         }

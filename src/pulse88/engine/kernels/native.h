@@ -91,8 +91,8 @@ static inline int64_t qkv_floats(const Model *m) {
 }
 static inline int64_t channels(const Model *m) { return m->heads * (2 * m->key + m->value); }
 
-/* Floats of one page of one GDN mixer and sequence: keys [H, PAGE, K], errors u [H, PAGE, V] and log decays since the
- * page's beginning [H, PAGE]. */
+/* Floats of one page of one GDN mixer and sequence: keys [H, PAGE, K], errors u [H, PAGE, V] and log decays
+ * [H, PAGE]. */
 static inline int64_t page_floats(const Model *m) { return m->heads * PAGE * (m->key + m->value + 1); }
 
 enum { DEPTH = 64 }; /* inputs of int8 weights that are made floats at a time: they stay in the nearest cache */
