@@ -226,7 +226,7 @@ def check_survives(data: bytes) -> bool:
         assert str(error).count(": ") >= 1 and len(str(error)) < 3000
         return False
     finally:
-        assert time.perf_counter() - began < 2
+        assert time.perf_counter() - began < 20, "a hang"
     assert 0 < len(piece) == report.notes
     assert all(report.lines())
     assert set(piece.pedal_part.tolist()) <= set(piece.part.tolist()) == set(range(len(report.parts)))
