@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import math
 import os
+import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,9 +54,10 @@ def one_thread() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a test of its own, and takes as long to import as a run takes."""
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensorboard and the curve have tests of their own, and take as long as a run takes."""
     monkeypatch.setattr(training_log, "has_tensorboard", lambda: False)
+    monkeypatch.setattr(training_log, "draw_curve", lambda run: None)
 
 
 def make_data(folder: Path, grid: TimeGrid = FINE, seed: int = 0) -> Path:
@@ -135,8 +140,8 @@ def at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_loss_falls(data: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=40, dropout=0.0, learning_rate=1e-2, muon_learning_rate=2e-2, validate_every=40)
-    train(config, data, tmp_path / "run")
+    config = replace(CONFIG, steps=40, dropout=0.0, micro_windows=8, validate_every=40)
+    train(replace(config, learning_rate=3e-2, muon_learning_rate=5e-2), data, tmp_path / "run")
     losses = [float(line.split()[5]) for line in exact(tmp_path / "run")]
     assert len(losses) == 40
     assert losses[0] > 4  # near log 171 = 5.1
@@ -338,19 +343,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     config = replace(CONFIG, checkpoint_every=3)
-    full = OSError(28, "No space left on device")
-
-    def fail(*arguments: Any, **named: Any) -> None:
-        raise full
-
     with monkeypatch.context() as patch:
         place: Any = {"save_file": checkpoint, "fsync": checkpoint.os, "replace": Path}[failing]
-        at_step(4, lambda: patch.setattr(place, failing, fail), patch)
+        at_step(4, lambda: patch.setattr(place, failing, disk_is_full), patch)
         with pytest.raises(CheckpointError, match=r"step-00000006 could not.*No space left.*step-00000003.*resume"):
             train(replace(config, validate_every=100), data, run)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000003"]  # and nothing half-written
     train(config, data, run, resume=True)
     assert files(run, 6)["weights.safetensors"] == files(straight, 6)["weights.safetensors"]
+
+
+def disk_is_full(*arguments: Any, **named: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # ---------------------------------------------------------------- refusing
@@ -447,14 +451,19 @@ def test_a_damaged_checkpoint_names_its_file_and_the_remedy(damaged: str, data: 
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """One below those that systems hand out by themselves, so that none of this run's own sockets takes it first."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as found:
+            try:
+                found.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def process(rank: int, ports: list[int], data: Path, folder: Path) -> None:
-    """One of two processes: 6 steps; 3 and 3; 6 steps without dropout; a share of what one process began."""
-
+    """One of two processes: 6 steps; 3 and 3; what one process began; a full disk; a loss that is no number."""
     torch.set_num_threads(1)
     logging.basicConfig(filename=folder / f"rank{rank}.log")
     training_log.has_tensorboard = lambda: False
@@ -474,15 +483,27 @@ def process(rank: int, ports: list[int], data: Path, folder: Path) -> None:
     run("three", resume=True)
     run("begun", resume=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(checkpoint, "save_file", disk_is_full)
         with pytest.raises(CheckpointError, match="could not"):  # in both of them, so that neither waits for the other
             run("full", replace(CONFIG, steps=1))
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(training, "nats", lambda *arguments: training.nats_of_each(*arguments[:2]).sum() * math.nan)
+        with pytest.raises(NonFinite, match="step 0: loss nan"):
+            run("nonfinite", replace(CONFIG, steps=1))
+    assert (folder / "nonfinite" / "nonfinite.json").exists() or rank == 1
 
 
 def test_two_processes(straight: Path, data: Path, tmp_path: Path) -> None:
     half_way(data, tmp_path / "begun")
-    ports = [free_port() for _ in range(5)]
-    torch.multiprocessing.spawn(process, (ports, data, tmp_path), nprocs=2)
+    ports = [free_port() for _ in range(6)]
+    spawned = torch.multiprocessing.spawn(process, (ports, data, tmp_path), nprocs=2, join=False)
+    deadline = time.monotonic() + 300
+    while not spawned.join(timeout=5):
+        if time.monotonic() > deadline:
+            for stuck in spawned.processes:
+                stuck.kill()
+            pytest.fail("the two processes wait for each other")
     assert same_end(tmp_path / "three", tmp_path / "six")  # 3 + kill + 3 = 6, bit for bit
 
     from safetensors.torch import load
@@ -492,7 +513,7 @@ def test_two_processes(straight: Path, data: Path, tmp_path: Path) -> None:
         two = load(files(tmp_path / name, 6)["weights.safetensors"])
         assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-6
         for a, b in zip(exact(straight), exact(tmp_path / name), strict=True):
-            assert a.split()[:4] == b.split()[:4]
+            assert a.split()[:4] == b.split()[:4]  # step and tokens
             assert float(a.split()[5]) == pytest.approx(float(b.split()[5]), abs=1e-6)
     assert "processes: 1 there, 2 here; the batches stay the same" in (tmp_path / "rank0.log").read_text()
     assert (tmp_path / "rank1.log").read_text() == ""  # one speaks for all

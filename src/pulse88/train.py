@@ -199,8 +199,9 @@ class Trainer:
 
     def leave(self) -> None:
         """Lets go of the other processes, before their group is destroyed: torch waits forever the other way round."""
-        self._parallel = self.model
-        gc.collect()
+        if self._parallel is not self.model:
+            self._parallel = self.model
+            gc.collect()
 
     def step(self, step: int) -> StepFigures:
         """One optimizer step over all micro-batches and processes; NonFinite before anything changes.
