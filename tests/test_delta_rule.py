@@ -124,6 +124,15 @@ def test_float32_is_near() -> None:
             assert max(apart.values()) < 2e-5, (tokens, decay, apart)
 
 
+def test_strong_gates_leave_weak_ones_their_precision() -> None:
+    """Sums of log decays that have grown to thousands don't round away the small differences after them."""
+    arguments = inputs(130, 1e-3)
+    arguments[3][:, ::17] = -2000.0
+    truth = with_gradients(delta_rule.loop, arguments)
+    apart = distance(with_gradients(delta_rule.chunked, [x.float() for x in arguments]), truth)
+    assert max(apart.values()) < 2e-5, apart
+
+
 def test_the_memory_is_wide_whatever_the_inputs_are() -> None:
     *streams, memory = inputs(70)
     truth, last = delta_rule.loop(*streams, memory)

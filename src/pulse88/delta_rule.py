@@ -83,26 +83,30 @@ def chunked(
     Within a chunk the u are the solution of a unit lower triangular system. It is solved by substitution: inverting
     it by repeated squaring loses all precision on trained weights.
     """
-    tokens = q_BTHK.shape[1]
+    tokens, wide = q_BTHK.shape[1], q_BTHK.dtype
     q, k, v, g, beta = (_to_chunks(x) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH))  # [B, H, N, C, ...]
-    decay_BHNC = g.cumsum(-1)  # log decay from the chunk's start to each token, that token's own included
+    # Log decay from the chunk's start to each token, that token's own included. In float64: strong gates make it
+    # reach thousands, and the small differences that weak gates leave between neighbours still count.
+    decay_BHNC = g.double().cumsum(-1)
     causal_CS = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=g.device).tril()
-    between_BHNCS = (decay_BHNC[..., :, None] - decay_BHNC[..., None, :]).masked_fill(~causal_CS, -torch.inf).exp()
+    between_BHNCS = (decay_BHNC[..., :, None] - decay_BHNC[..., None, :]).to(wide)
+    between_BHNCS = between_BHNCS.masked_fill(~causal_CS, -torch.inf).exp()
+    from_start_BHNC1 = decay_BHNC.to(wide).exp()[..., None]
+    to_end_BHNC1 = (decay_BHNC[..., -1:] - decay_BHNC).to(wide).exp()[..., None]
     system_BHNCS = (beta[..., None] * between_BHNCS * (k @ k.mT)).tril(-1)
     # What enters u is linear in the memory at the chunk's start: solve for both sides at once, for all chunks.
-    right_BHNC = torch.cat((v, decay_BHNC.exp()[..., None] * k), dim=-1) * beta[..., None]
+    right_BHNC = torch.cat((v, from_start_BHNC1 * k), dim=-1) * beta[..., None]
     solved = torch.linalg.solve_triangular(system_BHNCS, right_BHNC, upper=False, unitriangular=True)
     u_free_BHNCV, u_memory_BHNCK = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
     scores_BHNCS = between_BHNCS * (q @ k.mT)
-    q_decayed_BHNCK = decay_BHNC.exp()[..., None] * q
-    to_end_BHNC = (decay_BHNC[..., -1:] - decay_BHNC).exp()
+    q_decayed_BHNCK = from_start_BHNC1 * q
+    k_to_end_BHNCK = to_end_BHNC1 * k
 
     outs = []
     for n in range(q.shape[2]):
         u_BHCV = u_free_BHNCV[:, :, n] - u_memory_BHNCK[:, :, n] @ memory_BHKV
         outs.append(q_decayed_BHNCK[:, :, n] @ memory_BHKV + scores_BHNCS[:, :, n] @ u_BHCV)
-        k_to_end_BHCK = to_end_BHNC[:, :, n, :, None] * k[:, :, n]
-        memory_BHKV = decay_BHNC[:, :, n, -1, None, None].exp() * memory_BHKV + k_to_end_BHCK.mT @ u_BHCV
+        memory_BHKV = from_start_BHNC1[:, :, n, -1:] * memory_BHKV + k_to_end_BHNCK[:, :, n].mT @ u_BHCV
     out_BHTV = torch.cat(outs, dim=2)[:, :, :tokens]
     return out_BHTV.transpose(1, 2), memory_BHKV
 
