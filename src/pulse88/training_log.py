@@ -80,7 +80,7 @@ class TrainingLog:
         self._first = False
         if not is_logged(progress.step, self.config):
             return
-        speed = self._tokens / self._seconds if self._steps else None
+        speed = self._tokens / self._seconds if self._steps and self._seconds else None
         left = (self.config.steps - progress.step) * self._seconds / self._steps if self._steps else None
         self._seconds, self._tokens, self._steps = 0.0, 0, 0
         values: dict[str, Any] = {
