@@ -106,7 +106,9 @@ def continue_(
             )
         written = _write(continuation, take_paths, soundfont)
         new = continuation.new
-        click.echo(f"Wrote {written}: {len(new)} new notes, {new.end:.1f} s, made at {len(new) / max(took, 1e-9):.1f} notes/s.")
+        click.echo(
+            f"Wrote {written}: {len(new)} new notes, {new.end:.1f} s, made at {len(new) / max(took, 1e-9):.1f} notes/s."
+        )
     if config.random_seed is None:
         click.echo(
             f"The random seed was {playings[0].provenance.random_seed}: with --random-seed the same music comes again."
