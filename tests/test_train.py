@@ -22,6 +22,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pulse88[train]'")
 
+from made_data import make_data  # noqa: E402
 from pulse88 import checkpoint, training_log  # noqa: E402
 from pulse88 import train as training  # noqa: E402
 from pulse88.batches import Batches  # noqa: E402
@@ -29,7 +30,7 @@ from pulse88.checkpoint import CheckpointError  # noqa: E402
 from pulse88.config import TINY_RECIPE, TrainConfig  # noqa: E402
 from pulse88.sitting import Sitting  # noqa: E402
 from pulse88.train import NonFinite, Outcome, Ranks, Trainer, train  # noqa: E402
-from pulse88.vocabulary import BLOCKS, BOS, EOS, FINE, PUBLISHED, TimeGrid  # noqa: E402
+from pulse88.vocabulary import BLOCKS, EOS, PUBLISHED  # noqa: E402
 
 # All that a run has, as small as it goes: several micro-batches a process, dropout, a validation and a checkpoint.
 CONFIG = replace(
@@ -58,25 +59,6 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensorboard and the curve have tests of their own, and take as long as a run takes."""
     monkeypatch.setattr(training_log, "has_tensorboard", lambda: False)
     monkeypatch.setattr(training_log, "draw_curve", lambda run: None)
-
-
-def make_data(folder: Path, grid: TimeGrid = FINE, seed: int = 0) -> Path:
-    """Pieces that repeat a few bars, so that there is something to learn; as `pulse88 prepare` writes them."""
-    random = np.random.default_rng(seed)
-    folder.mkdir()
-    pieces, tokens = [], []
-    for number in range(12):
-        bar = np.stack([random.integers(b.start, b.start + 3, 4) for b in BLOCKS.values()], axis=1)
-        events = np.tile(bar, (int(random.integers(1, 8)), 1))
-        tokens.append(np.concatenate(([BOS], events.ravel(), [EOS])).astype(np.uint8))
-        split = "validation" if number % 4 == 3 else "train"
-        offset = sum(map(len, tokens[:-1]))
-        place = {"shard": "shard-00000.npz", "offset": offset, "length": len(tokens[-1])}
-        pieces.append({"name": f"made/{number}", "split": split, **place})
-    np.savez(folder / "shard-00000.npz", tokens=np.concatenate(tokens))
-    manifest = {"time_grid": json.loads(grid.to_json()), "pieces": pieces}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -466,7 +448,7 @@ def process(rank: int, ports: list[int], data: Path, folder: Path) -> None:
     """One of two processes: 6 steps; 3 and 3; what one process began; a full disk; a loss that is no number."""
     torch.set_num_threads(1)
     logging.basicConfig(filename=folder / f"rank{rank}.log")
-    training_log.has_tensorboard = lambda: False
+    training_log.has_tensorboard, training_log.draw_curve = lambda: False, lambda run: None
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     port = iter(ports)
 

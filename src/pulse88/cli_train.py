@@ -28,9 +28,7 @@ class TrainCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Settings for --set, with the values of the published recipe"):
-            formatter.write_dl(
-                [(f"{f.name}={_shown(f.default)}", str(f.metadata["help"])) for f in fields(TrainConfig)]
-            )
+            formatter.write_dl([(f"{f.name}={shown(f.default)}", str(f.metadata["help"])) for f in fields(TrainConfig)])
 
 
 @click.command(cls=TrainCommand, short_help="Train a model on prepared data.")
@@ -116,7 +114,7 @@ def export(run: Path, output: Path, int8: bool, notes: tuple[str, ...]) -> None:
     }
     tensors = weights_file.quantise(weights.tensors) if int8 else weights.tensors
     weights_file.save(output, tensors, {**weights.metadata, **facts, **metadata})
-    click.echo(f"Wrote {output}: step {state['step']}, {state['tokens'] / 1e6:.1f} million tokens.")
+    click.echo(f"Wrote {output}: step {state['step']}, {state['tokens']:,} tokens.")
 
 
 def _require_torch() -> None:
@@ -147,7 +145,8 @@ def _change(text: str) -> tuple[str, Any]:
         raise click.UsageError(f"--set {key}: {value!r} is not {KINDS[kind]}. {sentence}") from error
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as --set takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
