@@ -144,6 +144,8 @@ def draw_curve(run: Path) -> None:
         list(steps), list(steps.values()), color="tab:blue", linewidth=0.8, label="training, as the recipe has it"
     )
     axes.plot(list(held_out), list(held_out.values()), color="tab:red", marker="o", label="held-out pieces")
+    if drawn := [*steps.values(), *held_out.values()]:
+        axes.set_ylim(0.95 * min(drawn), min(max(drawn), 2 * min(drawn)))  # The first steps would press the rest flat.
     axes.set_xlabel("million tokens")
     axes.set_ylabel("bits a note")
     axes.grid(alpha=0.3)
