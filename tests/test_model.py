@@ -22,7 +22,7 @@ from pulse88.checkpoint import load_model  # noqa: E402
 from pulse88.config import PULSE88_40M, TINY, ModelConfig  # noqa: E402
 from pulse88.engine import weights as weights_file  # noqa: E402
 from pulse88.engine.layout import expected_shapes, parameter_count  # noqa: E402
-from pulse88.model import GatedDeltaNet, GDNBlock, GDNState, GQABlock, GQAState, Pulse88, State  # noqa: E402
+from pulse88.model import GatedDeltaNet, GDNBlock, GDNState, GQABlock, GQAState, Pulse88, State, rotary_angles  # noqa: E402
 from pulse88.vocabulary import FINE  # noqa: E402
 
 # Every part once, as narrow as it goes; numbers of heads that differ from each other.
@@ -82,14 +82,19 @@ def model_law(model: Pulse88, ids: Any, cuts: Sequence[int], tamper: Tamper = la
     return difference([torch.cat(outs, 1), *tensors_of(state)], [whole, *tensors_of(last)])
 
 
+def angles_of(x: Any, position: int = 0) -> Any:
+    return rotary_angles(position, x.shape[1], SMALL, x)
+
+
 def block_law(block: Any, x: Any, cuts: Sequence[int], tamper: Tamper = lambda state: state, late: int = 0) -> float:
     """The same for one mixer over its inputs [B, T, D]; `late` is an error in the positions."""
     with torch.no_grad():
-        whole, last = block(x, block.zero_state(len(x), x), 0)
+        whole, last = block(x, block.zero_state(len(x), x), angles_of(x))
         assert whole.std() > 0.1
         outs, state = [], block.zero_state(len(x), x)
         for begin, end in pieces_of(x.shape[1], cuts):
-            out, state = block(x[:, begin:end], tamper(state) if begin else state, begin + (late if begin else 0))
+            piece, at = x[:, begin:end], begin + late if begin else 0
+            out, state = block(piece, tamper(state) if begin else state, angles_of(piece, at))
             outs.append(out)
     return difference([torch.cat(outs, 1), *tensors_of(state)], [whole, *tensors_of(last)])
 
@@ -382,7 +387,7 @@ def test_every_kind_of_dropout_is_there() -> None:
     assert sorted(places) == sorted(["dropout", *gdn, "layers.1.gqa.dropout", "layers.2.gqa.dropout"])
     block = GQABlock(replace(SMALL, dropout=0.0, attention_dropout=0.5)).train()
     x = torch.randn(1, 12, SMALL.d_model, generator=torch.Generator().manual_seed(0))
-    one, other = (block(x, block.zero_state(1, x), 0)[0] for _ in range(2))
+    one, other = (block(x, block.zero_state(1, x), angles_of(x))[0] for _ in range(2))
     assert not torch.equal(one, other)
 
 
@@ -471,7 +476,7 @@ def test_gradient_checkpointing_keeps_less() -> None:
 def layer_results(call: Callable[..., Any], layer_states: Any) -> list[Any]:
     """Output, gradient of the input and states of a layer."""
     x = torch.randn(2, 70, SMALL.d_model, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    out, after = call(x, layer_states, 0)
+    out, after = call(x, layer_states, angles_of(x))
     (gradient,) = torch.autograd.grad(out.square().sum(), x)
     return [out.detach(), gradient, *(tensor.detach() for mixer in after for tensor in tensors_of(mixer))]
 

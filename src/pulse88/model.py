@@ -60,6 +60,8 @@ class State:
 
 # ---------------------------------------------------------------- mixers
 
+Angles = tuple[Tensor, Tensor]  # cosines and sines [T, E] of the rotary positions of a call's tokens
+
 
 class RMSNorm(nn.Module):
     """Scales the last axis to a root mean square of 1, in float32, times a weight."""
@@ -175,7 +177,7 @@ class GDNBlock(nn.Module):
         self.out_proj = nn.Linear(config.gdn_inner_dim, config.d_model, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, state: GDNState, position: int) -> tuple[Tensor, GDNState]:
+    def forward(self, x_BTD: Tensor, state: GDNState, angles: Angles) -> tuple[Tensor, GDNState]:
         x_BTI, state = self.core(self.in_proj(x_BTD), state)
         return self.dropout(self.out_proj(x_BTI)), state
 
@@ -196,14 +198,13 @@ class GQABlock(nn.Module):
         self.out_proj = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, state: GQAState, position: int) -> tuple[Tensor, GQAState]:
+    def forward(self, x_BTD: Tensor, state: GQAState, angles: Angles) -> tuple[Tensor, GQAState]:
         config, tokens = self.config, x_BTD.shape[1]
         shared = config.gqa_kv_heads * config.gqa_head_dim
         fused = F.linear(x_BTD, torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)))
         q, k, v = torch.split(fused, [config.d_model, shared, shared], dim=-1)
-        cos_TE, sin_TE = rotary_angles(position, tokens, config, x_BTD.device)
-        q_BTHE = rotate(heads_apart(q, config.gqa_num_heads), cos_TE, sin_TE)
-        keys = rotate(heads_apart(k, config.gqa_kv_heads), cos_TE, sin_TE)
+        q_BTHE = rotate(heads_apart(q, config.gqa_num_heads), angles)
+        keys = rotate(heads_apart(k, config.gqa_kv_heads), angles)
         values = heads_apart(v, config.gqa_kv_heads)
         past, mask = state.keys_BTGE.shape[1], None
         if past:
@@ -227,22 +228,23 @@ class GQABlock(nn.Module):
         return GQAState(empty, empty)
 
 
-def rotary_angles(position: int, tokens: int, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, E] of the angles of `tokens` positions from `position` on."""
+def rotary_angles(position: int, tokens: int, config: ModelConfig, like: Tensor) -> Angles:
+    """The angles of `tokens` positions from `position` on, found in float64, in float32 or the wider type of `like`."""
     half = config.gqa_head_dim // 2
-    frequency = config.rope_base ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
-    angle = (position + torch.arange(tokens, device=device, dtype=torch.float64))[:, None] * frequency
+    frequency = config.rope_base ** (-torch.arange(half, device=like.device, dtype=torch.float64) / half)
+    angle = (position + torch.arange(tokens, device=like.device, dtype=torch.float64))[:, None] * frequency
     twice = torch.cat((angle, angle), dim=-1)
-    return twice.cos(), twice.sin()
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return twice.cos().to(wide), twice.sin().to(wide)
 
 
-def rotate(x_BTHE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+def rotate(x_BTHE: Tensor, angles: Angles) -> Tensor:
     """Each pair (e, e + E/2) of the last axis turned by its angle ("rotate half")."""
-    wide = torch.promote_types(x_BTHE.dtype, torch.float32)
-    first, second = x_BTHE.to(wide).chunk(2, dim=-1)
+    cos_TE, sin_TE = angles
+    x = x_BTHE.to(cos_TE.dtype)
+    first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    cos, sin = cos_TE[:, None].to(wide), sin_TE[:, None].to(wide)
-    return (x_BTHE.to(wide) * cos + turned * sin).to(x_BTHE.dtype)
+    return (x * cos_TE[:, None] + turned * sin_TE[:, None]).to(x_BTHE.dtype)
 
 
 # ---------------------------------------------------------------- layer and model
@@ -270,11 +272,11 @@ class Layer(nn.Module):
             self.add_module(name, MIXERS[kind](config))
 
     def forward(
-        self, x_BTD: Tensor, states: tuple[GDNState | GQAState, ...], position: int
+        self, x_BTD: Tensor, states: tuple[GDNState | GQAState, ...], angles: Angles
     ) -> tuple[Tensor, tuple[GDNState | GQAState, ...]]:
         after = []
         for name, state in zip(self.names, states, strict=True):
-            mixed, state = getattr(self, name)(getattr(self, f"norm_{name}")(x_BTD), state, position)
+            mixed, state = getattr(self, name)(getattr(self, f"norm_{name}")(x_BTD), state, angles)
             x_BTD = x_BTD + mixed
             after.append(state)
         return x_BTD, tuple(after)
@@ -329,12 +331,14 @@ class Pulse88(nn.Module):
             )
         positions_T = torch.arange(position, position + tokens, device=ids_BT.device)
         x_BTD = self.dropout(self.token_embedding(ids_BT) + self.position_embedding(positions_T))
+        # Once for all layers, out here: a compiled layer would find them anew for every row and head.
+        angles = rotary_angles(position, tokens, self.config, self.token_embedding.weight)
         after = []
         for layer, states in zip(self.layers, state.layers, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BTD, states = checkpoint(layer, x_BTD, states, position, use_reentrant=False)
+                x_BTD, states = checkpoint(layer, x_BTD, states, angles, use_reentrant=False)
             else:
-                x_BTD, states = layer(x_BTD, states, position)
+                x_BTD, states = layer(x_BTD, states, angles)
             after.append(states)
         return self.logits(x_BTD), State(position + tokens, tuple(after))
 
