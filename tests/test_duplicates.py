@@ -128,12 +128,12 @@ def test_long_pieces_are_sampled_and_shares_stay_right() -> None:
     excerpt = np.r_[long[3000:3150], random.integers(40, 80, 150)].astype(np.uint8)
     prints = [fingerprint(np.arange(float(len(p))), p) for p in (long, half, excerpt)]
     sizes = [len(p.struck) for p in prints]
-    assert 1800 < sizes[0] < 2200
+    assert 900 < sizes[0] < 1100
     assert sizes[2] > 280
     found = likenesses([p.struck for p in prints], [8000, 4000, 300], 0.1)
     assert [(like.first, like.second) for like in found] == [(0, 1), (0, 2)]
     assert found[0].share == pytest.approx(0.5, abs=0.06)
-    assert found[1].share == pytest.approx(0.47, abs=0.15)
+    assert found[1].share == pytest.approx(0.47, abs=0.2)
 
 
 def slow_likenesses(sketches: list[Sketch], least: float) -> dict[tuple[int, int], float]:

@@ -9,12 +9,13 @@ Shape legend: N notes, T ids.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from pulse88.corpus import Piece
 from pulse88.duplicates import Sketch
 from pulse88.labels import Label
 from pulse88.rules import Refusal
-from pulse88.shards import COLUMNS, write_whole
+from pulse88.shards import COLUMNS, written_whole
 
 
 class JournalError(ValueError):
@@ -53,6 +54,10 @@ class Entry:
     @property
     def name(self) -> str:
         return f"{self.source}/{self.file}"
+
+
+_STORED = [field.name for field in fields(Entry) if field.name not in ("chunk", "struck_at", "chordal_at", "notes_at")]
+_NOTE_BYTES = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
 
 
 class Refused(NamedTuple):
@@ -90,16 +95,16 @@ def write_chunk(
     path: Path, key: str, pieces: Sequence[tuple[Entry, Piece]], refused: Iterable[tuple[str, Refusal]]
 ) -> None:
     """Writes a chunk, whole or not at all."""
-    placed = ("chunk", "struck_at", "chordal_at", "notes_at")
-    rows = [{k: v for k, v in asdict(entry).items() if k not in placed} for entry, _ in pieces]
-    parts = [piece.fingerprint.struck.tobytes() for _, piece in pieces]
-    parts += [piece.fingerprint.chordal.tobytes() for _, piece in pieces]
+    rows = [{name: getattr(entry, name) for name in _STORED} for entry, _ in pieces]
+    columns: list[NDArray] = [piece.fingerprint.struck for _, piece in pieces]
+    columns += [piece.fingerprint.chordal for _, piece in pieces]
     for _, piece in pieces:
-        columns = (piece.ids, piece.onset, piece.duration, piece.pitch, piece.velocity)
-        parts += [column.tobytes() for column in columns]
-    header = {"key": key, "bytes": sum(map(len, parts)), "pieces": rows}
+        columns += (piece.ids, piece.onset, piece.duration, piece.pitch, piece.velocity)
+    header = {"key": key, "bytes": sum(column.nbytes for column in columns), "pieces": rows}
     line = json.dumps(header | {"refused": [[path, *refusal] for path, refusal in refused]}, separators=(",", ":"))
-    write_whole(path, b"".join((line.encode(), b"\n", *parts)))
+    with written_whole(path) as partial, partial.open("wb") as file:
+        file.write(line.encode() + b"\n")
+        file.writelines(np.ascontiguousarray(column).data for column in columns)
 
 
 def read_chunk(path: Path) -> Chunk:
@@ -115,7 +120,7 @@ def read_chunk(path: Path) -> Chunk:
             entries.append(Entry(**row, chunk=name, struck_at=struck_at, chordal_at=chordal_at, notes_at=notes_at))
             struck_at += 4 * row["struck"]
             chordal_at += 4 * row["chordal"]
-            notes_at += row["length"] + row["notes"] * sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
+            notes_at += row["length"] + row["notes"] * _NOTE_BYTES
         return Chunk(header["key"], entries, [Refused(*row) for row in header["refused"]])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path}: {error}; delete it, and prepare again") from error
@@ -139,29 +144,38 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, at
 
 
-def read_sketches(entries: Iterable[Entry], kind: str) -> list[Sketch]:
+def read_sketches(entries: Sequence[Entry], kind: str) -> list[Sketch]:
     """The `struck` or `chordal` sketch of each entry."""
-    return [
-        np.frombuffer(_read(entry, getattr(entry, f"{kind}_at"), 4 * getattr(entry, kind)), np.uint32)
-        for entry in entries
-    ]
+    places = [(entry.chunk, getattr(entry, f"{kind}_at"), 4 * getattr(entry, kind)) for entry in entries]
+    sketches = [np.zeros(0, np.uint32)] * len(entries)
+    by_chunk = itertools.groupby(sorted(range(len(entries)), key=places.__getitem__), key=lambda i: places[i][0])
+    for chunk, group in by_chunk:
+        indices = list(group)
+        first, end = places[indices[0]][1], sum(places[indices[-1]][1:])
+        with Path(chunk).open("rb") as file:
+            block = _read(file, first, end - first)
+        for index in indices:
+            _, at, size = places[index]
+            sketches[index] = np.frombuffer(block[at - first : at - first + size], np.uint32)
+    return sketches
 
 
-def read_piece(entry: Entry) -> tuple[NDArray[np.uint8], Mapping[str, NDArray]]:
-    """Ids [T] and the COLUMNS of a shard [N]."""
-    width = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
-    data = _read(entry, entry.notes_at, entry.length + entry.notes * width)
-    columns, at = {}, entry.length
-    for name, kind in COLUMNS.items():
-        columns[name] = np.frombuffer(data, kind, entry.notes, at)
-        at += columns[name].nbytes
-    return np.frombuffer(data, np.uint8, entry.length), columns
+def read_pieces(entries: Iterable[Entry]) -> Iterator[tuple[NDArray[np.uint8], Mapping[str, NDArray]]]:
+    """Ids [T] and the COLUMNS of a shard [N] of each entry, in their order."""
+    for chunk, group in itertools.groupby(entries, key=lambda entry: entry.chunk):
+        with Path(chunk).open("rb") as file:
+            for entry in group:
+                data = _read(file, entry.notes_at, entry.length + entry.notes * _NOTE_BYTES)
+                columns, at = {}, entry.length
+                for name, kind in COLUMNS.items():
+                    columns[name] = np.frombuffer(data, kind, entry.notes, at)
+                    at += columns[name].nbytes
+                yield np.frombuffer(data, np.uint8, entry.length), columns
 
 
-def _read(entry: Entry, at: int, size: int) -> bytes:
-    with Path(entry.chunk).open("rb") as file:
-        file.seek(at)
-        data = file.read(size)
+def _read(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    data = file.read(size)
     if len(data) < size:
-        raise JournalError(f"{entry.chunk}: shorter than it was; delete it, and prepare again")
+        raise JournalError(f"{file.name}: shorter than it was; delete it, and prepare again")
     return data

@@ -130,7 +130,7 @@ def parse(
         counts["files"] += len(task.files)
         counts["done"] += 1
         counts["were there"] += was_there
-        tell(min(task.files[-1].passed / total, 1.0), f"{counts['files']:,} files")
+        tell(min(task.files[-1].passed / max(total, 1), 1.0), f"{counts['files']:,} files")
     if not counts["chunks"]:
         raise PrepareError(f"no MIDI files in {', '.join(map(str, inputs))}: name folders or archives that hold some")
     row = job.to_dict() | {
@@ -222,19 +222,13 @@ def merge(parts: Sequence[Path], data: Path, *, tell: Tell = lambda share, remar
     writers: dict[str, ShardWriter] = {}
     rows: list[dict[str, Any]] = []
     names: set[str] = set()
-    for index, (entry, split) in enumerate(kept):
+    pieces = journal.read_pieces(entry for entry, _ in kept)
+    for index, ((entry, split), (ids, notes)) in enumerate(zip(kept, pieces, strict=True)):
         writer = writers.setdefault(split, ShardWriter(data, split))
-        place = writer.add(*journal.read_piece(entry))
+        place = writer.add(ids, notes)
         name = entry.name if entry.name not in names else f"{entry.name}~{entry.sha256[:8]}"
         names.add(name)
-        rows.append(
-            {
-                **{"name": name, "source": entry.source, "path": entry.path, "sha256": entry.sha256, "split": split},
-                **{"licence": job.labels.licence(entry.source), "length": entry.length, "notes": entry.notes},
-                **{"seconds": entry.seconds, "shard": place.shard, "offset": place.offset},
-                "note_offset": place.note_offset,
-            }
-        )
+        rows.append(_row(name, entry, split, job.labels.licence(entry.source)) | place._asdict())
         tell(index / len(kept), f"{index:,} pieces written")
     for writer in writers.values():
         writer.close()
@@ -257,6 +251,14 @@ def merge(parts: Sequence[Path], data: Path, *, tell: Tell = lambda share, remar
     if (data / WORK).is_dir():
         shutil.rmtree(data / WORK)
     return Summary(manifest, sha256)
+
+
+def _row(name: str, entry: Entry, split: str, licence: str) -> dict[str, Any]:
+    """A piece of the manifest, without its place."""
+    return {
+        **{"name": name, "source": entry.source, "path": entry.path, "sha256": entry.sha256, "split": split},
+        **{"licence": licence, "length": entry.length, "notes": entry.notes, "seconds": entry.seconds},
+    }
 
 
 def _counts(kept: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:

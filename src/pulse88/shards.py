@@ -100,7 +100,7 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray]) -> str:
 
     There is no date in it, no system and no compression. ValueError for arrays of objects.
     """
-    with _written_whole(path) as partial:
+    with written_whole(path) as partial:
         with zipfile.ZipFile(partial, "w") as archive:
             for name, array in arrays.items():
                 if array.dtype.hasobject:
@@ -119,12 +119,12 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray]) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
-    with _written_whole(path) as partial:
+    with written_whole(path) as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which becomes `path` if all goes well and is taken away otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
