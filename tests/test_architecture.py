@@ -21,7 +21,7 @@ class Room(NamedTuple):
 HOUSE = (
     Room(0, "words", "notes vocabulary config"),
     Room(1, "music", "midi_events midi_strikes midi_write midi_file tokenizer audio picture musicality join"),
-    Room(1, "model", "delta_rule kernel_fla model"),
+    Room(1, "model", "delta_rule kernel_fla kernel_heads model"),
     Room(1, "model", "engine engine.layout engine.weights engine.state engine.reference"),
     Room(1, "model", "engine.library engine.plan engine.native_state engine.native"),
     Room(2, "music", "archives labels rules duplicates corpus journal selection"),
@@ -32,7 +32,7 @@ HOUSE = (
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}
-TORCH = {"delta_rule", "kernel_fla", "model", "objective", "optimizer", "checkpoint"}
+TORCH = {"delta_rule", "kernel_fla", "kernel_heads", "model", "objective", "optimizer", "checkpoint"}
 TORCH |= {"evaluate", "training_log", "train", "cli_evaluate"}
 TORCH_PACKAGES = {"torch", "fla", "triton", "tensorboard"}
 DISTRIBUTED = {"train"}

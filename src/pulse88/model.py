@@ -118,17 +118,20 @@ class GatedDeltaNet(nn.Module):
         fused = F.linear(x_BTI, torch.cat([p.weight for p in projections]))
         qkv_BTC, gate_BTV, a_BTH, b_BTH = torch.split(fused, [2 * keys + values, values, heads, heads], dim=-1)
         convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-        mixed_BTC, tail_BWC = causal_conv(qkv_BTC, tail_BWC, torch.cat([c.weight[:, 0] for c in convs]))
-        q_BTK, k_BTK, v_BTV = torch.split(F.silu(mixed_BTC), [keys, keys, values], dim=-1)
-        dtype = qkv_BTC.dtype
-        q_BTHK = l2_normalise(heads_apart(q_BTK, heads)) * config.gdn_key_dim**-0.5
-        k_BTHK = l2_normalise(heads_apart(k_BTK, heads))
-        v_BTHV = heads_apart(v_BTV, heads)
+        weight_CX = torch.cat([c.weight[:, 0] for c in convs])
+        if self.kernel == "fla":
+            from pulse88.kernel_heads import heads_op  # needs Triton, which is not everywhere
+
+            q_BTHK, k_BTHK, v_BTHV = heads_op(qkv_BTC, tail_BWC, weight_CX, heads, config.gdn_key_dim)
+        else:
+            q_BTHK, k_BTHK, v_BTHV = convolved_heads(qkv_BTC, tail_BWC, weight_CX, heads, config.gdn_key_dim)
+        recent_BWC = qkv_BTC[:, max(qkv_BTC.shape[1] - tail_BWC.shape[1], 0) :].to(tail_BWC.dtype)
+        tail_BWC = torch.cat((tail_BWC[:, recent_BWC.shape[1] :], recent_BWC), dim=1)
         gate_BTHV = heads_apart(gate_BTV, heads)
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = torch.promote_types(qkv_BTC.dtype, torch.float32)
         g_BTH = -self.A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + self.dt_bias)
         beta_BTH = b_BTH.to(wide).sigmoid()
-        return q_BTHK.to(dtype), k_BTHK.to(dtype), v_BTHV.to(dtype), gate_BTHV, g_BTH, beta_BTH, tail_BWC
+        return q_BTHK, k_BTHK, v_BTHV, gate_BTHV, g_BTH, beta_BTH, tail_BWC
 
     def output(self, out_BTHV: Tensor, gate_BTHV: Tensor) -> Tensor:
         """Normalised per head, gated, projected back to I."""
@@ -144,8 +147,23 @@ class GatedDeltaNet(nn.Module):
         return GDNState(like.new_zeros(batch, config.conv_size - 1, channels), like.new_zeros(memory, dtype=wide))
 
 
-def causal_conv(x_BTC: Tensor, tail_BWC: Tensor, weight_CX: Tensor) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution over T, `tail` being the W inputs before; the result, and the new tail.
+def convolved_heads(
+    qkv_BTC: Tensor, tail_BWC: Tensor, weight_CX: Tensor, heads: int, key_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys [B, T, H, K] and values [B, T, H, V] after convolution and SiLU; queries and keys of length 1,
+    queries times K ** -0.5. Where Triton runs, kernel_heads.py computes the same.
+    """
+    keys = heads * key_dim
+    mixed_BTC = F.silu(causal_conv(qkv_BTC, tail_BWC, weight_CX))
+    q_BTK, k_BTK, v_BTV = torch.split(mixed_BTC, [keys, keys, qkv_BTC.shape[-1] - 2 * keys], dim=-1)
+    q_BTHK = l2_normalise(heads_apart(q_BTK, heads)) * key_dim**-0.5
+    k_BTHK = l2_normalise(heads_apart(k_BTK, heads))
+    dtype = qkv_BTC.dtype
+    return q_BTHK.to(dtype), k_BTHK.to(dtype), heads_apart(v_BTV, heads).to(dtype)
+
+
+def causal_conv(x_BTC: Tensor, tail_BWC: Tensor, weight_CX: Tensor) -> Tensor:
+    """Depthwise causal convolution over T, `tail` being the W inputs before; in float32 or the wider type of `x`.
 
     Written as shifted products, because compilers fuse those with what comes before and after.
     """
@@ -154,7 +172,7 @@ def causal_conv(x_BTC: Tensor, tail_BWC: Tensor, weight_CX: Tensor) -> tuple[Ten
     wide = torch.promote_types(x_BTC.dtype, torch.float32)
     mixed = sum(padded[:, i : i + tokens].to(wide) * weight_CX[:, i] for i in range(width))
     assert isinstance(mixed, Tensor)
-    return mixed, padded[:, tokens:].to(tail_BWC.dtype)
+    return mixed
 
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:
