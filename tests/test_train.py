@@ -28,6 +28,7 @@ from pulse88 import train as training  # noqa: E402
 from pulse88.batches import Batches  # noqa: E402
 from pulse88.checkpoint import CheckpointError  # noqa: E402
 from pulse88.config import TINY_RECIPE, TrainConfig  # noqa: E402
+from pulse88.engine import weights as weights_file  # noqa: E402
 from pulse88.sitting import Sitting  # noqa: E402
 from pulse88.train import NonFinite, Outcome, Ranks, Trainer, train  # noqa: E402
 from pulse88.vocabulary import BLOCKS, EOS, PUBLISHED  # noqa: E402
@@ -579,3 +580,40 @@ def test_hours_are_told_as_hours() -> None:
         9000: "2 h 30 min",
     }
     assert {seconds: training_log.duration(seconds) for seconds in table} == table
+
+
+# ---------------------------------------------------------------- beginning with weights that exist
+
+
+def test_a_run_begins_with_given_weights(straight: Path, data: Path, tmp_path: Path) -> None:
+    given = checkpoint.list_checkpoints(straight)[-1] / checkpoint.WEIGHTS_NAME
+    still = replace(CONFIG, steps=1, warmup_steps=0, learning_rate=1e-30, muon_learning_rate=1e-30, weight_decay=0.0)
+    train(still, data, tmp_path / "run", initial=given)
+    found = checkpoint.list_checkpoints(tmp_path / "run")[-1] / checkpoint.WEIGHTS_NAME
+    assert found.read_bytes() == given.read_bytes()
+    assert f"sha256 {weights_file.read(given).sha256}" in lines(tmp_path / "run")[0]["remarks"][0]
+
+
+def test_resuming_goes_on_from_the_checkpoint_not_from_the_given_weights(data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    half_way(data, first)
+    given = checkpoint.list_checkpoints(first)[-1] / checkpoint.WEIGHTS_NAME
+    half_way(data, second)
+    train(CONFIG, data, second, resume=True, initial=given)
+    train(CONFIG, data, first, resume=True)
+    assert same_end(first, second)
+
+
+def test_weights_of_another_model_or_grid_are_refused(straight: Path, data: Path, tmp_path: Path) -> None:
+    given = checkpoint.list_checkpoints(straight)[-1] / checkpoint.WEIGHTS_NAME
+    weights = weights_file.read(given)
+    other = {**weights.metadata, "time_grid": PUBLISHED.to_json()}
+    weights_file.save(tmp_path / "published.safetensors", weights.tensors, other)
+    with pytest.raises(ValueError, match=r"published\.safetensors: of another time grid"):
+        train(CONFIG, data, tmp_path / "run", initial=tmp_path / "published.safetensors")
+    config = json.loads(weights.metadata["model_config"]) | {"rope_base": 500.0}
+    weights_file.save(
+        tmp_path / "other.safetensors", weights.tensors, {**weights.metadata, "model_config": json.dumps(config)}
+    )
+    with pytest.raises(ValueError, match=r"other\.safetensors: of another model than tiny"):
+        train(CONFIG, data, tmp_path / "run", initial=tmp_path / "other.safetensors")

@@ -146,9 +146,14 @@ def _write(
 def load_model(weights: Weights) -> Pulse88:
     """A torch model with the values of a weights file, int8 multiplied out to float32."""
     model = Pulse88(weights.config)
+    put(weights, model)
+    return model
+
+
+def put(weights: Weights, model: Pulse88) -> None:
+    """Gives a model the values of a weights file, int8 multiplied out to float32."""
     names = (name for name in weights.tensors if not name.endswith(SCALE))
     model.load_state_dict({name: torch.tensor(weights.matrix(name)) for name in names})
-    return model
 
 
 def list_checkpoints(run: Path) -> list[Path]:

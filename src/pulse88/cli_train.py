@@ -36,6 +36,9 @@ class TrainCommand(click.Command):
 @click.option("--data", type=FILE, required=True, help="Folder that `pulse88 prepare` made.")
 @click.option("--out", type=FILE, required=True, help="Folder of the run: checkpoints and logs.")
 @click.option("--resume", is_flag=True, help="Go on from the latest checkpoint in --out, if there is one.")
+@click.option(
+    "--init", "initial", type=FILE, help="Weights file that a new run begins with, instead of random weights."
+)
 @click.option("--kernel", type=click.Choice(KERNELS), help="Of the delta rule; fla on CUDA, chunked elsewhere.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the layers: a slower start, then faster steps.")
 @click.option("--sitting-minutes", type=click.FloatRange(min=0), help="Save and leave after so many minutes.")
@@ -45,6 +48,7 @@ def train(
     data: Path,
     out: Path,
     resume: bool,
+    initial: Path | None,
     kernel: Any,
     compiled: bool,
     sitting_minutes: float | None,
@@ -73,6 +77,7 @@ def train(
                 kernel=kernel,
                 compiled=compiled,
                 resume=resume,
+                initial=initial,
                 sitting_minutes=sitting_minutes,
             )
         except (MissingKernel, NonFinite) as error:

@@ -31,14 +31,19 @@ from pulse88.batches import Batches, TokenCorpus
 from pulse88.checkpoint import CheckpointError, Circumstances, Progress
 from pulse88.config import TrainConfig
 from pulse88.delta_rule import Kernel
+from pulse88.engine import weights as weights_file
 from pulse88.evaluate import SLOTS, Likelihood, likelihood
 from pulse88.model import Pulse88
 from pulse88.objective import nats, nats_of_each, slot_table, split_targets
 from pulse88.optimizer import make_optimizers, set_learning_rate
 from pulse88.sitting import Sitting
 from pulse88.training_log import StepFigures, TrainingLog, is_logged
+from pulse88.vocabulary import TimeGrid
 
 _log = logging.getLogger(__name__)
+
+# Of a model's configuration, what says nothing about the function that its weights are.
+ONLY_IN_TRAINING = ("dropout", "attention_dropout", "embedding_init_std")
 
 
 class NonFinite(RuntimeError):
@@ -106,13 +111,16 @@ def train(
     kernel: Kernel | None = None,
     compiled: bool = False,
     resume: bool = False,
+    initial: Path | None = None,
     sitting_minutes: float | None = None,
 ) -> Outcome:
     """Trains until the recipe's last step, the end of the sitting, or SIGTERM or Ctrl-C, and saves.
 
     `kernel` None takes `fla` on CUDA and `chunked` elsewhere. With `resume` it goes on from the run's latest
-    checkpoint if there is one; without, the folder must not hold any (ValueError). The weights are in the last
-    checkpoint. Errors: ShardError for the data, CheckpointError, MissingKernel, NonFinite.
+    checkpoint if there is one; without, the folder must not hold any (ValueError). A new run begins with the weights
+    file `initial` where one is given, and with random weights otherwise. The weights are in the last checkpoint.
+    Errors: ShardError for the data, WeightsError (or ValueError if they don't fit), CheckpointError, MissingKernel,
+    NonFinite.
     """
     with ExitStack() as stack:
         ranks = stack.enter_context(processes())
@@ -133,6 +141,8 @@ def train(
             if resumed.scaler:
                 trainer.scaler.load_state_dict(resumed.scaler)
             progress, remarks = resumed.progress, resumed.remarks
+        elif initial:
+            remarks.append(trainer.begin_with(initial, grid))
         trainer.start(compiled)
         log = stack.enter_context(closing(TrainingLog(run, config, progress))) if ranks.leads else None
         if log:
@@ -187,6 +197,18 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == torch.float16)
         self._parallel: nn.Module = self.model
         self._slots = slot_table(ranks.device)
+
+    def begin_with(self, path: Path, grid: TimeGrid) -> str:
+        """Takes a file's weights instead of random ones, and says which; ValueError for another model or time grid."""
+        weights = weights_file.read(path)
+        ours = self.config.model_config
+        same = replace(weights.config, **{name: getattr(ours, name) for name in ONLY_IN_TRAINING})
+        if same != ours:
+            raise ValueError(f"{path}: of another model than {self.config.model}: begin with weights of its shape")
+        if weights.grid.fingerprint != grid.fingerprint:
+            raise ValueError(f"{path}: of another time grid than the data: prepare the data with the weights' grid")
+        checkpoint.put(weights, self.model)
+        return f"begins with the weights of {path.name}, sha256 {weights.sha256}"
 
     def start(self, compiled: bool) -> None:
         """Compiles the layers and joins the other processes, once the weights are those to begin with."""
