@@ -20,7 +20,7 @@ Shape legend: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pulse88.engine import Engine, State
 
 LARGEST_SEED = 2**64 - 1
+
+# Narrows the legal ids and shifts the logits of the next id: (grammar, legal_ids, logits_V) to (legal_ids, logits_V).
+Steer = Callable[[Grammar, NDArray[np.int64], NDArray[np.float32]], tuple[NDArray[np.int64], NDArray[np.floating]]]
 
 
 class Event(NamedTuple):
@@ -114,8 +117,12 @@ def longest_seed(engine: Engine) -> int:
     return (engine.config.max_positions - EVENT_TOKENS) // EVENT_TOKENS
 
 
-def advance(take: Take) -> tuple[Event, Take] | None:
-    """The next event and the take after it; None where the piece ends. ValueError if the logits are not finite."""
+def advance(take: Take, steer: Steer | None = None) -> tuple[Event, Take] | None:
+    """The next event and the take after it; None where the piece ends. ValueError if the logits are not finite.
+
+    `steer` must leave at least one legal id, EOS among them only if it may come, and depend on nothing but its
+    arguments and the events so far, so that a take that is made again is the same.
+    """
     window, state, grammar = take.window, take.state, take.grammar
     if not _has_room(len(window), take.engine.config.max_positions):
         window = _rebuilt(take)
@@ -126,7 +133,10 @@ def advance(take: Take) -> tuple[Event, Take] | None:
     made: list[int] = []
     for uniform in uniforms(take.random_seed, take.number, take.events):
         logits_BTV, state = take.engine.forward(_row(unread), state, last_only=True)
-        token = pick(logits_BTV[0, -1], grammar.legal(take.may_end), take.sampling, uniform)
+        legal_ids, logits_V = grammar.legal(take.may_end), logits_BTV[0, -1]
+        if steer is not None:
+            legal_ids, logits_V = steer(grammar, legal_ids, logits_V)
+        token = pick(logits_V, legal_ids, take.sampling, uniform)
         if token == EOS:
             return None
         grammar = grammar.after(token)
