@@ -26,7 +26,7 @@ HOUSE = (
     Room(1, "model", "engine.library engine.plan engine.native_state engine.native"),
     Room(2, "music", "archives labels rules duplicates corpus journal selection"),
     Room(2, "ids", "crew published_form shards batches sitting"),
-    Room(2, "model", "objective optimizer checkpoint sampling generate"),
+    Room(2, "model", "objective optimizer checkpoint sampling generate snapshot"),
     Room(3, "rooms", "prepare data_statistics evaluate training_log train provenance playing continuation"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data __main__"),
 )

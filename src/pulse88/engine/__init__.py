@@ -7,6 +7,7 @@ forward(x) equals forward of x's pieces with the state carried over, wherever th
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,10 @@ class Engine(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
+    @property
+    def weights_sha256(self) -> str:
+        """64 hex digits of the weights, see `Weights.sha256`."""
+
     def zero_state(self, batch: int = 1) -> Any:
         """The state that has seen nothing."""
 
@@ -48,6 +53,12 @@ class Engine(Protocol):
 
     def fork(self, state: Any, count: int) -> Any:
         """A single sequence's state as a batch of `count`; the origin and the forks don't disturb each other."""
+
+    def freeze(self, state: Any) -> Mapping[str, NDArray[Any]]:
+        """A single sequence's state as arrays that may be views; ValueError for a batch."""
+
+    def thaw(self, arrays: Mapping[str, NDArray[Any]], position: int) -> Any:
+        """The state that was frozen after `position` tokens, bit for bit. ValueError for arrays that don't fit."""
 
 
 def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:

@@ -9,6 +9,8 @@ Shape legend: B batch, T tokens, V vocabulary; see native_state.py for the rest.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +20,7 @@ from pulse88.engine.layout import mixers
 from pulse88.engine.library import KERNELS, KEYS, PAGE, Call, kernels, library
 from pulse88.engine.native_state import Cache, Floats, Loan, NativeState, Pool
 from pulse88.engine.plan import plan_of
-from pulse88.engine.state import Claims, checked_count, checked_ids
+from pulse88.engine.state import Claims, checked_count, checked_ids, checked_position, checked_single
 from pulse88.engine.weights import Weights
 
 __all__ = ["NativeEngine", "library"]
@@ -36,6 +38,7 @@ class NativeEngine:
         self.kernel = kernels()[-1] if kernel is None else kernel
         if self.kernel not in kernels():
             raise ValueError(f"this machine doesn't run the kernel {kernel!r}, it runs {', '.join(kernels())}")
+        self._source = weights
         self._plan, self._weights = plan_of(weights)
         if not library().p88_check(self._plan.ctypes.data, self._plan.size, self._weights.size):
             raise ValueError("the native engine can't compute a model of this shape: use numpy")
@@ -43,6 +46,10 @@ class NativeEngine:
         self._gdn_count, self._gqa_count = kinds.count("gdn"), kinds.count("gqa")
         self._page_floats: int = library().p88_page_floats(self._plan.ctypes.data)
         self._pool = Pool()
+
+    @property
+    def weights_sha256(self) -> str:
+        return self._source.sha256
 
     def zero_state(self, batch: int = 1) -> NativeState:
         if batch < 1:
@@ -134,6 +141,21 @@ class NativeEngine:
         cache.fill(state.cache, common, state.position)
         own = (state.memory_MBHKV, rows, tails, claims, cache)
         return NativeState(self.config, state.position, count, *own, state.cache, common)
+
+    def freeze(self, state: NativeState) -> Mapping[str, Floats]:
+        _require_own(state, self.config)
+        checked_single(state)
+        return state.frozen()
+
+    def thaw(self, arrays: Mapping[str, Floats], position: int) -> NativeState:
+        checked_position(position, self.config)
+        state, seen = self.zero_state(), position % PAGE
+        # Room for the tokens to come, as if the state had grown here.
+        capacity = -(-min(self.config.max_positions, position + KEYS) // KEYS) * KEYS
+        cache = Cache.empty(self._gqa_count, 1, self.config, capacity, position)
+        thawed = replace(state, position=position, rows_claims=Claims(seen, PAGE), cache=cache)
+        thawed.fill(arrays)
+        return thawed
 
 
 def _require_own(state: NativeState, config: ModelConfig) -> None:

@@ -21,7 +21,7 @@ from pulse88.config import ModelConfig
 from pulse88.engine.layout import mixers
 from pulse88.engine.library import KEYS, PAGE
 from pulse88.engine.plan import aligned_bytes
-from pulse88.engine.state import Claims
+from pulse88.engine.state import Claims, checked_arrays
 
 Floats = NDArray[np.float32]
 
@@ -87,6 +87,15 @@ class Cache:
         self.keys_ABGNE[:, :, :, : blocks.stop - blocks.start] = other.keys_ABGNE[:, :, :, blocks]
         self.values_ABGNE[:, :, :, : stop - start] = other.values_ABGNE[:, :, :, start:stop]
 
+    def write(self, keys_AGNE: Floats, values_AGNE: Floats) -> None:
+        """Writes the first positions of a cache of one sequence."""
+        length = values_AGNE.shape[2]
+        padded = np.pad(keys_AGNE, [(0, 0), (0, 0), (0, -length % KEYS), (0, 0)])
+        blocks = padded.shape[2] // KEYS
+        split = padded.reshape(*padded.shape[:2], blocks, KEYS, padded.shape[3])
+        self.keys_ABGNE[:, 0, :, :blocks] = split.swapaxes(-1, -2)
+        self.values_ABGNE[:, 0, :, :length] = values_AGNE
+
     def rows(self, index: int, length: int) -> tuple[Floats, Floats]:
         """Keys and values [B, G, length, E] of one attention block."""
         keys_BGNE = self.keys_ABGNE[index].swapaxes(-1, -2).reshape(self.values_ABGNE.shape[1:])
@@ -118,14 +127,46 @@ class NativeState:
                 arrays[f"{name}.memory"] = self._memory(index)
                 arrays[f"{name}.tail"] = self.tails_MBTW.array[index].copy()
             else:
-                keys, values = self.cache.rows(index, self.position - self.prefix_length)
-                if self.prefix is not None:
-                    common = self.prefix.rows(index, self.prefix_length)
-                    common_keys, common_values = (np.repeat(array, self.batch, axis=0) for array in common)
-                    keys = np.concatenate([common_keys, keys], axis=2)
-                    values = np.concatenate([common_values, values], axis=2)
+                keys, values = self._keys_values(index)
                 arrays |= {f"{name}.keys": keys.copy(), f"{name}.values": values.copy()}
         return arrays
+
+    def frozen(self) -> dict[str, Floats]:
+        """Of one sequence: arrays from which `fill` makes the state again, the page as it stands."""
+        keys, errors, decays = page_parts(self.config, self.rows_MBF.array[:, 0])
+        seen = self.position % PAGE
+        arrays = {
+            "memory": self.memory_MBHKV.array[:, 0],
+            "page.keys": keys[:, :, :seen],
+            "page.errors": errors[:, :, :seen],
+            "page.decays": decays[:, :, :seen],
+            "tail": self.tails_MBTW.array[:, 0],
+        }
+        attention = [self._keys_values(index) for index in range(len(self.cache.values_ABGNE))]
+        for name, index in (("keys", 0), ("values", 1)):
+            shape = (0, self.config.gqa_kv_heads, self.position, self.config.gqa_head_dim)
+            arrays[name] = (
+                np.stack([pair[index][0] for pair in attention]) if attention else np.zeros(shape, np.float32)
+            )
+        return arrays
+
+    def fill(self, arrays: Mapping[str, Floats]) -> None:
+        """Writes what was frozen into a state of the same position that nobody else has; ValueError if it won't fit."""
+        own = self.frozen()
+        checked_arrays(arrays, {name: array.shape for name, array in own.items()}, np.float32)
+        for name in ("memory", "page.keys", "page.errors", "page.decays", "tail"):
+            own[name][...] = arrays[name]
+        self.cache.write(arrays["keys"], arrays["values"])
+
+    def _keys_values(self, index: int) -> tuple[Floats, Floats]:
+        """Of one attention block [B, G, position, E]."""
+        keys, values = self.cache.rows(index, self.position - self.prefix_length)
+        if self.prefix is not None:
+            common = self.prefix.rows(index, self.prefix_length)
+            common_keys, common_values = (np.repeat(array, self.batch, axis=0) for array in common)
+            keys = np.concatenate([common_keys, keys], axis=2)
+            values = np.concatenate([common_values, values], axis=2)
+        return keys, values
 
     def _memory(self, index: int) -> Floats:
         """Of one GDN block after the page's latest token [B, H, K, V]."""

@@ -18,7 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from pulse88.config import ModelConfig
 from pulse88.engine.layout import mixers
-from pulse88.engine.state import Rows, checked_count, checked_ids
+from pulse88.engine.state import (
+    Claims,
+    Rows,
+    checked_arrays,
+    checked_count,
+    checked_ids,
+    checked_position,
+    checked_single,
+)
 from pulse88.engine.weights import Weights
 
 Array = NDArray[np.floating[Any]]
@@ -254,6 +262,7 @@ class NumpyEngine:
 
     def __init__(self, weights: Weights, dtype: type[np.floating] = np.float32) -> None:
         self.config = config = weights.config
+        self._weights = weights
         tensors = {n: weights.matrix(n).astype(dtype, copy=False) for n in weights.tensors if not n.endswith(".scale")}
         self._tokens_VD = tensors["token_embedding.weight"]
         self._positions_PD = tensors["position_embedding.weight"]
@@ -264,6 +273,10 @@ class NumpyEngine:
             own = {n.removeprefix(f"{mixer}."): t for n, t in tensors.items() if n.startswith(f"{mixer}.")}
             module = Gdn(config, own) if kind == "gdn" else Gqa(config, own)
             self._mixers[mixer] = module, tensors[f"{norm}.weight"], tensors[f"{norm}.bias"]
+
+    @property
+    def weights_sha256(self) -> str:
+        return self._weights.sha256
 
     def zero_state(self, batch: int = 1) -> NumpyState:
         if batch < 1:
@@ -297,6 +310,27 @@ class NumpyEngine:
             for name, mixer in state.mixers.items()
         }
         return NumpyState(state.position, count, forks)
+
+    def freeze(self, state: NumpyState) -> Mapping[str, Array]:
+        _require_own(state)
+        checked_single(state)
+        return state.snapshot()
+
+    def thaw(self, arrays: Mapping[str, Array], position: int) -> NumpyState:
+        checked_position(position, self.config)
+        empty, mixers = self.zero_state(), dict[str, GdnState | Rows]()
+        expected = {name: array.shape for name, array in empty.snapshot().items()}
+        for name in expected:
+            if name.endswith((".keys", ".values")):
+                expected[name] = (*expected[name][:2], position, expected[name][3])
+        checked_arrays(arrays, expected, self._tokens_VD.dtype)
+        for name, mixer in empty.mixers.items():
+            if isinstance(mixer, GdnState):
+                mixers[name] = GdnState(arrays[f"{name}.memory"].copy(), arrays[f"{name}.tail"].copy())
+            else:
+                rows = np.stack([arrays[f"{name}.keys"], arrays[f"{name}.values"]])
+                mixers[name] = Rows(rows, Claims(position, position), position)
+        return NumpyState(position, 1, mixers)
 
 
 def _require_own(state: NumpyState) -> None:

@@ -114,3 +114,28 @@ def checked_count(state: State, count: int) -> int:
     if count < 1:
         raise ValueError(f"a state forks into 1 or more, not {count}")
     return count
+
+
+def checked_single(state: State) -> None:
+    """ValueError for a batch of more than one sequence."""
+    if state.batch != 1:
+        raise ValueError(f"a single sequence's state is needed, not a batch of {state.batch}")
+
+
+def checked_position(position: int, config: ModelConfig) -> None:
+    """ValueError unless a model can have seen so many tokens."""
+    if not 0 <= position <= config.max_positions:
+        raise ValueError(f"a state has seen 0 to {config.max_positions} tokens, not {position}")
+
+
+def checked_arrays(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]], dtype: Any) -> None:
+    """ValueError unless the arrays are those that are expected, by name, shape and dtype, with finite values."""
+    if odd := sorted(arrays.keys() ^ expected.keys()):
+        raise ValueError(f"the state's arrays are not this model's: {', '.join(odd)}")
+    for name, shape in expected.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype != dtype:
+            found = f"{array.dtype} {list(array.shape)}"
+            raise ValueError(f"the state's {name} is {found}, expected {np.dtype(dtype)} {list(shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"the state's {name} has values that are not finite")
