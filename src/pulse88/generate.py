@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**64 - 1
 
-# Narrows the legal ids and shifts the logits of the next id: (grammar, legal_ids, logits_V) to (legal_ids, logits_V).
-Steer = Callable[[Grammar, NDArray[np.int64], NDArray[np.float32]], tuple[NDArray[np.int64], NDArray[np.floating]]]
+# Narrows the legal ids and shifts the logits of the next id, given the ids of its event so far:
+# (made, grammar, legal_ids, logits_V) to (legal_ids, logits_V).
+Steer = Callable[
+    [Sequence[int], Grammar, NDArray[np.int64], NDArray[np.floating]],
+    tuple[NDArray[np.int64], NDArray[np.floating]],
+]
 
 
 class Event(NamedTuple):
@@ -135,7 +139,7 @@ def advance(take: Take, steer: Steer | None = None) -> tuple[Event, Take] | None
         logits_BTV, state = take.engine.forward(_row(unread), state, last_only=True)
         legal_ids, logits_V = grammar.legal(take.may_end), logits_BTV[0, -1]
         if steer is not None:
-            legal_ids, logits_V = steer(grammar, legal_ids, logits_V)
+            legal_ids, logits_V = steer(made, grammar, legal_ids, logits_V)
         token = pick(logits_V, legal_ids, take.sampling, uniform)
         if token == EOS:
             return None
