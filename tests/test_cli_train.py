@@ -82,10 +82,24 @@ def test_settings_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     expected = {"decay_all": False, "steps": 7, "learning_rate": 3e-4, "precision": "bf16", "dropout": 0.0}
     assert asked.pop("config") == replace(TRAIN_PRESETS["published"], **expected)
     rest = {"data": Path("d"), "out": Path("r"), "kernel": "chunked", "compiled": True}
-    assert asked == {**rest, "resume": False, "sitting_minutes": None}
-    good("train", "--config", "release", "--data", "d", "--out", "r", "--resume", "--sitting-minutes", "2.5")
+    assert asked == {**rest, "resume": False, "initial": None, "sitting_minutes": None}
+    good(
+        "train",
+        "--config",
+        "release",
+        "--data",
+        "d",
+        "--out",
+        "r",
+        "--resume",
+        "--init",
+        "w",
+        "--sitting-minutes",
+        "2.5",
+    )
     assert asked["config"] == TRAIN_PRESETS["release"]
     assert (asked["resume"], asked["sitting_minutes"], asked["kernel"]) == (True, 2.5, None)
+    assert asked["initial"] == Path("w")
 
 
 @pytest.mark.parametrize(
