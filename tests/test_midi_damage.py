@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pulse88 import midi_events
 from pulse88.midi_file import MidiError, read, to_bytes
 from pulse88.notes import Meter, Performance, Tempo
 from smf import ONE, control, damage, half_tick, meta, note, off, on, program, rows, smf, tempo, track
@@ -242,6 +243,23 @@ def check_survives(data: bytes) -> bool:
 def test_thousands_of_mutations() -> None:
     outcomes = [check_survives(data) for data in mutations(good_files(), 2400)]
     assert 1200 < sum(outcomes) < 2400
+
+
+def test_strides_of_one_event_and_of_several_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    long_track = smf(
+        track((0, on(60)), *((k % 200, bytes((60 + k % 9, k % 64))) for k in range(300)), *note(0, 70_000))
+    )
+    for data in mutations([*good_files(), long_track], 400):
+        found: list[str] = []
+        for stride in (1, 4, 8):
+            monkeypatch.setattr(midi_events, "_STRIDE", stride)
+            try:
+                events = midi_events.parse(data)
+            except MidiError as error:
+                found.append(str(error))
+            else:
+                found.append(repr([x.tolist() if isinstance(x, np.ndarray) else x for x in events]))
+        assert found[0] == found[1] == found[2]
 
 
 def corpus() -> list[Path]:

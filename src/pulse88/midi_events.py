@@ -2,9 +2,10 @@
 
 Shape legend: E channel messages, all tracks one after another. Ticks are int64 from the start of the track.
 
-The bytes of a track can only be walked one event after the other, so the walk is kept to one addition an event: the
-bytes that an event would take if it began at a byte are computed for all bytes at once, in numpy, and what has no
-fixed size (meta events, system exclusive) is read by hand. Source: Standard MIDI Files 1.0, RP-001.
+The bytes of a track can only be walked one event after the other, so the walk is kept to one addition for every four
+events: the bytes that an event, and four of them, would take if they began at a byte are computed for all bytes at
+once, in numpy, and what has no fixed size (meta events, system exclusive) is read by hand. Source: Standard MIDI Files
+1.0, RP-001.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ TEXT, TRACK_NAME, END_OF_TRACK, TEMPO, METER = 0x01, 0x03, 0x2F, 0x51, 0x58
 _KEPT_METAS = frozenset((TEXT, TRACK_NAME, TEMPO, METER))
 _TOO_MANY = "too many events, or tracks within tracks: take a smaller file"
 _LONGEST_STEP = 7  # bytes: four of delta time, three of message
+_STRIDE = 4  # events that the walk takes at once where it can; a power of two
 _BLOCK = 2**20
+# Bytes of an event after its last byte of delta time, that one included, by the byte that follows it; 0 where that
+# isn't fixed. An event without status byte counts as one of two data bytes.
+_EVENT_SIZES = bytes([3] * 0x80 + [4] * 0x40 + [0] * 0x20 + [4] * 0x10 + [0] * 0x10)
+
+
+Ints = NDArray[np.int64]
 
 
 class MidiError(ValueError):
@@ -79,10 +87,9 @@ def parse(data: bytes) -> Events:
 
 
 class _Walk(NamedTuple):
-    """The events of one track: `start` is the first byte, `sizes` the bytes of each with its delta time."""
+    """The events of one track: `starts` are the bytes in the file at which their delta times begin."""
 
-    start: int
-    sizes: NDArray[np.int64]
+    starts: NDArray[np.int64]
     metas: list[tuple[int, int, int, int]]  # index of the event, kind, first byte of its data, byte behind them
     stop: int  # byte behind the last whole event
     ended: bool  # by its end-of-track event
@@ -136,7 +143,7 @@ def _looks_like(data: bytes) -> str:
 
 def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
     """Every track, found by chunk lengths where they are right and by looking for `MTrk` where they are not."""
-    steps = _event_steps(data)
+    steps = _steps(data)
     walks: list[_Walk] = []
     events = metas = work = 0
     while at + 8 <= len(data):
@@ -172,7 +179,7 @@ def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
             reading = "read to its end-of-track event" if walk.ended else f"it {walk.problem or 'is read up to here'}"
             damage.append(f"byte {walk.stop}: {what} {name}, {reading}")
         walks.append(walk)
-        events += len(walk.sizes)
+        events += len(walk.starts)
         metas += len(walk.metas)
         work += bound - start
         if events > MAX_EVENTS or metas > MAX_METAS or work > 8 * len(data):
@@ -191,45 +198,73 @@ def _next_track(data: bytes, at: int) -> int:
     return found if found >= 0 else len(data)
 
 
-def _event_steps(data: bytes) -> bytes:
-    """For each byte, how many bytes an event takes that begins here with its delta time; 0 where it isn't fixed.
+class _Steps(NamedTuple):
+    """For each byte, how many bytes one event and _STRIDE events take that begin here; 0 where that isn't fixed."""
 
-    An event without status byte counts as one of two data bytes. What takes one data byte has 0 too, because from
-    there on that would be wrong.
-    """
-    sizes = np.zeros(256, np.uint8)
-    sizes[:0x80], sizes[0x80:0xC0], sizes[0xE0:0xF0] = 2, 3, 3
-    padded = np.frombuffer(data + bytes(8), np.uint8)
-    steps = []
+    one: bytes
+    many: bytes
+
+
+def _steps(data: bytes) -> _Steps:
+    """Block by block, for the sake of memory."""
+    padded = data + bytes(_STRIDE * _LONGEST_STEP)
+    ones, manys = [], []
     for at in range(0, len(data), _BLOCK):
-        byte = [padded[at + i : at + i + min(_BLOCK, len(data) - at)] for i in range(5)]
-        status, delta_size, goes_on = byte[1].copy(), np.ones(len(byte[0]), np.uint8), byte[0] >= 0x80
-        for i in (2, 3, 4):
-            np.copyto(status, byte[i], where=goes_on)
-            delta_size += goes_on
-            goes_on = goes_on & (byte[i - 1] >= 0x80)
-        event = sizes[status]
-        step = delta_size + event
-        step[(event == 0) | goes_on] = 0
-        steps.append(step.tobytes())
-    return b"".join(steps)
+        stop = min(at + _BLOCK, len(data))
+        one = _event_steps(padded[at : stop + _STRIDE * _LONGEST_STEP])
+        ones.append(one[: stop - at].tobytes())
+        many = one
+        for _ in range(_STRIDE.bit_length() - 1):
+            many = _twice(many)
+        manys.append(many[: stop - at].tobytes())
+    return _Steps(b"".join(ones), b"".join(manys))
 
 
-def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
+def _event_steps(data: bytes) -> NDArray[np.uint8]:
+    """For each byte, the bytes of an event that begins here with its delta time.
+
+    What takes one data byte has 0 too, because from there on an event without status byte is another.
+    """
+    goes_on = np.frombuffer(data, np.uint8) >> 7
+    behind_delta = np.frombuffer(data.translate(_EVENT_SIZES), np.uint8)
+    step = np.zeros(len(data), np.uint8)
+    step[:-1] = behind_delta[1:] * (1 - goes_on[:-1])
+    shorter = step
+    for _ in range(3):
+        longer = np.zeros(len(data), np.uint8)
+        longer[:-1] = (shorter[1:] + (shorter[1:] > 0)) * goes_on[:-1]
+        step, shorter = step + longer, longer
+    return step
+
+
+def _twice(step: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The bytes of twice as many events; 0 where one of them isn't fixed, or begins behind the last byte."""
+    second = np.append(step, np.uint8(0)).take(np.arange(len(step)) + step, mode="clip")
+    return (step + second) * ((step > 0) & (second > 0))
+
+
+def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
     """One track, from its first delta time up to its end-of-track event, `bound` or the first event without sense."""
-    fixed = steps[start:bound] + bytes(_LONGEST_STEP)
+    fixed = steps.one[start:bound] + bytes(_LONGEST_STEP)
+    # Events taken at once may not reach beyond the bound: the last ones are taken one by one.
+    fixed_strides = steps.many[start : max(bound - _STRIDE * _LONGEST_STEP, start)].ljust(len(fixed), b"\0")
     by_hand = bytes(len(fixed))
-    table, running_size = by_hand, 0  # running_size: data bytes of the status in force; 0 before the first
-    sizes = bytearray()
-    large: list[tuple[int, int]] = []  # index and bytes of events too large for `sizes`
+    table, strides, running_size = by_hand, by_hand, 0  # running_size: data bytes of the status in force; 0 at first
+    sizes, counts = bytearray(), bytearray()  # bytes and events of each stride
+    large: list[tuple[int, int]] = []  # index and bytes of strides too large for `sizes`
     metas: list[tuple[int, int, int, int]] = []
     append = sizes.append
     at, size, kind, problem = 0, bound - start, -1, ""
-    end_of_track: tuple[int, int] | None = None  # events and bytes up to and with the first one
+    end_of_track: tuple[int, int] | None = None  # strides and bytes up to and with the first one
     while True:
+        while step := strides[at]:
+            append(step)
+            at += step
+        counts.extend(bytes((_STRIDE,)) * (len(sizes) - len(counts)))
         while step := table[at]:
             append(step)
             at += step
+        counts.extend(b"\1" * (len(sizes) - len(counts)))
         if at >= size:
             if at > size:
                 at -= sizes.pop()
@@ -256,7 +291,7 @@ def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
                 metas.append((len(sizes), kind, first, stop))
         elif status >= 0x80:
             running_size = 1 if status & 0xE0 == 0xC0 else 2
-            table = fixed if running_size == 2 else by_hand
+            table, strides = (fixed, fixed_strides) if running_size == 2 else (by_hand, by_hand)
             stop = here + 1 + running_size
         elif running_size:
             stop = here + running_size
@@ -272,26 +307,42 @@ def _walk(data: bytes, steps: bytes, start: int, bound: int) -> _Walk:
         if step > 255:
             large.append((len(sizes), step))
         append(min(step, 255))
+        counts.append(1)
         at += step
         if kind == END_OF_TRACK:
             end_of_track = end_of_track or (len(sizes), at)
             if at == size:
                 break
-            table, running_size = by_hand, 0  # Some writers go on; if that makes no sense, it is padding.
+            # Some writers go on; if that makes no sense, it is padding.
+            table, strides, running_size = by_hand, by_hand, 0
     if end_of_track and (problem or kind != END_OF_TRACK):
         problem = ""
         del sizes[end_of_track[0] :]
         at = end_of_track[1]
     elif end_of_track and end_of_track[1] < at:
         problem = "goes on after an end-of-track event"
-    count = len(sizes)
-    all_sizes = np.frombuffer(sizes, np.uint8).astype(np.int64)
+    lengths = np.frombuffer(sizes, np.uint8).astype(np.int64)
     for index, step in large:
-        if index < count:
-            all_sizes[index] = step
-    return _Walk(
-        start, all_sizes, [meta for meta in metas if meta[0] < count], start + at, end_of_track is not None, problem
-    )
+        if index < len(lengths):
+            lengths[index] = step
+    starts, first = _starts(start, lengths, np.frombuffer(counts, np.uint8)[: len(lengths)], steps.one)
+    kept = [(int(first[at]), *rest) for at, *rest in metas if at < len(first)]
+    return _Walk(starts, kept, start + at, end_of_track is not None, problem)
+
+
+def _starts(start: int, lengths: Ints, counts: NDArray[np.uint8], one: bytes) -> tuple[Ints, Ints]:
+    """The first byte of every event, and each stride's first event, of strides of one or of _STRIDE events."""
+    begin = start + np.cumsum(lengths) - lengths
+    after = np.cumsum(counts, dtype=np.int64)
+    first = after - counts
+    starts = np.empty(int(after[-1]) if len(after) else 0, np.int64)
+    starts[first] = begin
+    is_long = counts == _STRIDE
+    byte, event, step = begin[is_long], first[is_long], np.frombuffer(one, np.uint8)
+    for _ in range(_STRIDE - 1):
+        byte, event = byte + step[byte], event + 1
+        starts[event] = byte
+    return starts, first
 
 
 def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
@@ -306,38 +357,40 @@ def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
 
 def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: list[str]) -> Events:
     """Ticks, running status and data bytes of all events at once."""
-    counts = np.array([len(w.sizes) for w in walks], np.int64)
+    counts = np.array([len(w.starts) for w in walks], np.int64)
     none = np.zeros(0, np.int64)
-    start = np.concatenate([none, *(w.start + np.cumsum(w.sizes) - w.sizes for w in walks)])
-    track = np.repeat(np.arange(len(walks)), counts)
+    start = np.concatenate([none, *(w.starts for w in walks)])
     byte = np.frombuffer(data + bytes(8), np.uint8)
-    delta, here = np.zeros(len(start), np.int64), start.copy()
-    more = np.ones(len(start), bool)
-    for _ in range(4):
-        value = byte[here]
-        delta = np.where(more, delta << 7 | value & 0x7F, delta)
-        here += more
-        more = more & (value >= 0x80)
-        if not more.any():
+    value, here = byte[start], start + 1
+    delta = (value & 0x7F).astype(np.int64)
+    more = np.flatnonzero(value >= 0x80)
+    for _ in range(3):
+        if not len(more):
             break
+        value = byte[here[more]]
+        delta[more] = delta[more] << 7 | value & 0x7F
+        here[more] += 1
+        more = more[value >= 0x80]
     clock = np.cumsum(delta)
     first = np.cumsum(counts) - counts
-    before = np.r_[0, clock][first] if len(walks) else none
-    tick = clock - before[track]
-    last = np.r_[0, clock][first + counts] - before if len(walks) else before
+    passed = np.concatenate(([0], clock))
+    before = passed[first] if len(walks) else none
+    track, tick = np.repeat(np.arange(len(walks)), counts), clock - np.repeat(before, counts)
+    last = passed[first + counts] - before if len(walks) else before
     metas = [
         Meta(index, int(tick[first[index] + at]), kind, data[a:b])
         for index, walk in enumerate(walks)
         for at, kind, a, b in walk.metas
     ]
     status = byte[here]
-    explicit = (status >= 0x80) & (status < 0xF0)
-    in_force = np.maximum.accumulate(np.where(explicit, np.arange(len(status)), 0))
     message = np.flatnonzero(status < 0xF0)
-    status = status[in_force[message]]
-    at_data = here[message] + explicit[message]
+    explicit = status >= 0x80
+    if not explicit.all():
+        in_force = np.maximum.accumulate(np.where(explicit & (status < 0xF0), np.arange(len(status)), 0))
+        status = status[in_force]
+    status, at_data = status[message], (here + explicit)[message]
     data1, data2 = byte[at_data], byte[at_data + 1]
-    data2 = np.where(status & 0xE0 == 0xC0, 0, data2).astype(np.uint8)
+    data2[status & 0xE0 == 0xC0] = 0  # Their second data byte belongs to the next event.
     track, tick = track[message], tick[message]
     clipped = int((data2 > 127).sum())
     if clipped:

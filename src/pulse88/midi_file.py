@@ -145,14 +145,15 @@ class _Clock:
     """Ticks to seconds in float64, exact to its rounding: microseconds times ticks are summed as whole numbers."""
 
     def __init__(self, events: Events, tempo_ticks: Ints, tempos: Ints) -> None:
-        self._starts, self._microseconds = np.r_[0, tempo_ticks], np.r_[_DEFAULT_TEMPO, tempos]
+        self._starts = np.concatenate(([0], tempo_ticks))
+        self._microseconds = np.concatenate(([_DEFAULT_TEMPO], tempos))
         self._unit = (events.division & 0x7FFF) * 1e6
         if events.division & 0x8000:  # SMPTE: frames a second, negated, and ticks a frame; tempos mean nothing.
             frames = 256 - (events.division >> 8)
             self._starts, self._microseconds = np.zeros(1, np.int64), np.ones(1, np.int64)
             self._unit = (30_000 / 1001 if frames == 29 else frames) * (events.division & 0xFF)
         passed = np.diff(self._starts) * self._microseconds[:-1].astype(np.float64)
-        self._passed = np.r_[0.0, np.cumsum(passed)]
+        self._passed = np.concatenate(([0.0], np.cumsum(passed)))
 
     def seconds(self, ticks: Ints) -> NDArray[np.float64]:
         at = np.searchsorted(self._starts, ticks, side="right") - 1 if len(self._starts) > 1 else 0

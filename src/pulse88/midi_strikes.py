@@ -17,13 +17,16 @@ def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """For each note its note-on event, the tick at which it ends, and whether no note-off said so."""
     event = np.flatnonzero((events.status & 0xE0) == 0x80)
     used = np.flatnonzero(np.bincount(lane[event], minlength=1))
-    key = np.searchsorted(used, lane[event]) * 128 + events.data1[event]
+    number = np.zeros(lane.max(initial=0) + 1, np.int64)  # of each lane among the used ones
+    number[used] = np.arange(len(used))
+    key = number[lane[event]] * 128 + events.data1[event]
     if len(used) <= 512:
         key = key.astype(np.uint16)  # numpy sorts 16 bits by radix.
     order = np.argsort(key, kind="stable")
     key, event = key[order], event[order]
     is_on = ((events.status[event] & 0xF0) == 0x90) & (events.data2[event] > 0)
-    key = np.cumsum(np.r_[False, key[1:] != key[:-1]]) if len(key) else key.astype(np.int64)  # 0, 1, 2 without gaps
+    # 0, 1, 2 without gaps
+    key = np.cumsum(np.concatenate(([False], key[1:] != key[:-1]))) if len(key) else key.astype(np.int64)
 
     # How many strikes of its key sound after each event; a note-off with none sounding before it is idle.
     change = np.where(is_on, 1, -1)
@@ -32,7 +35,7 @@ def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     floor = -key * (len(key) + 1)  # below all balances of the key before, so that a running minimum starts anew
     balance = total - (total - change)[first][key] + floor
     lowest = np.minimum.accumulate(np.minimum(balance, floor))
-    kept = is_on | (balance >= np.r_[0, lowest[:-1]])
+    kept = is_on | (balance >= np.concatenate(([0], lowest[:-1])))
     depth = (balance - lowest)[kept] + ~is_on[kept]  # 1 for a strike of a silent key and for the note-off that ends it
     event, key, is_on = event[kept], key[kept], is_on[kept]
 

@@ -89,10 +89,16 @@ class Performance:
         velocity = _whole("note", "velocity", self.velocity, 1, 127)
         part = _whole("note", "part", self.part, 0, 255)
         order = np.argsort(onset, kind="stable")
-        tied = np.diff(onset[order]) == 0
-        at = np.flatnonzero(np.r_[False, tied] | np.r_[tied, False])
-        ties = order[at]
-        order[at] = ties[np.lexsort((velocity[ties], duration[ties], pitch[ties], onset[ties]))]
+        in_order = onset[order]
+        tied = in_order[1:] == in_order[:-1]
+        if tied.any():
+            # By onset and pitch, as one number for the sake of speed; few notes are still tied then.
+            moment_pitch = np.concatenate(([0], np.cumsum(~tied))) * 128 + pitch[order]
+            by_pitch = np.argsort(moment_pitch, kind="stable")
+            order, moment_pitch = order[by_pitch], moment_pitch[by_pitch]
+            at = beside(moment_pitch[1:] == moment_pitch[:-1])
+            ties = order[at]
+            order[at] = ties[np.lexsort((velocity[ties], duration[ties], moment_pitch[at]))]
         self._set(order, onset=onset, duration=duration, pitch=pitch, velocity=velocity, part=part)
         pedal_time = _seconds("pedal event", "time", self.pedal_time)
         pedal_value = _whole("pedal event", "value", self.pedal_value, 0, 127)
@@ -230,10 +236,12 @@ class Performance:
         following = np.full(len(onset), np.inf)
         if len(onset):
             # Strikes at the same instant share the following strike, so walk over groups of equal (key, onset).
-            group_start = np.flatnonzero(np.r_[True, (np.diff(key) != 0) | (np.diff(onset) > 0)])
+            begins = (key[1:] != key[:-1]) | (onset[1:] > onset[:-1])
+            group_start = np.flatnonzero(np.concatenate(([True], begins)))
+            next_start = np.append(group_start[1:], len(onset))
             same_key = key[group_start[:-1]] == key[group_start[1:]]
-            group_next = np.r_[np.where(same_key, onset[group_start[1:]], np.inf), np.inf]
-            following = np.repeat(group_next, np.diff(np.r_[group_start, len(onset)]))
+            group_next = np.append(np.where(same_key, onset[group_start[1:]], np.inf), np.inf)
+            following = np.repeat(group_next, next_start - group_start)
         result = np.empty(len(onset))
         result[order] = following
         return result
@@ -248,11 +256,16 @@ class Performance:
 
 def pedal_spans(time: Floats, down: NDArray[np.bool_], piece_end: float) -> tuple[Floats, Floats]:
     """Starts and stops, in seconds, of the stretches in which one pedal is down; an open one stops at piece_end."""
-    change = np.flatnonzero(np.diff(np.r_[False, down].astype(np.int8)))
+    change = np.flatnonzero(down != np.concatenate(([False], down[:-1])))
     starts, stops = time[change[0::2]], time[change[1::2]]
     if len(stops) < len(starts):
         stops = np.r_[stops, piece_end]
     return starts, stops
+
+
+def beside(tied: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Indices of the values that are tied, where `tied` [N - 1] says which successive ones of N are."""
+    return np.flatnonzero(np.concatenate(([False], tied)) | np.append(tied, False))
 
 
 def _changes_shifted(changes: tuple[Change, ...], seconds: float) -> tuple[Change, ...]:

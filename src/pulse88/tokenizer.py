@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pulse88.notes import Performance
+from pulse88.notes import Performance, beside
 from pulse88.vocabulary import (
     BLOCKS,
     BOS,
@@ -146,30 +146,39 @@ def _carried(delta: NDArray[np.float64], nearest: NDArray[np.int64], bins: tuple
     When the clock is TOLERATED_DRIFT off or more, the delta moves bin by bin against the error as long as that brings
     the clock nearer and the delta itself is bent by no more than SMALL_BEND of it (or SHORT_STEP, inaudible within a
     chord's spread), or LONG_BEND where it is a LONG_GAP. What a gap beyond the last bin loses is lost on purpose, not
-    made up for. The loop is plain Python: every step needs the drift that the one before it left.
+    made up for. The loop is plain Python, because every step needs the drift that the one before it left; what a note
+    may be bent by to either side is found for all at once before it.
     """
+    if not len(delta):
+        return nearest
+    seconds = np.array(bins)
     clamped = delta > bins[-1]
     bend = np.where(delta >= LONG_GAP, LONG_BEND * delta, np.maximum(SMALL_BEND * delta, SHORT_STEP))
     bend[clamped] = 0.0
-    error = np.asarray(bins)[nearest] - delta
+    error = seconds[nearest] - delta
     error[clamped] = 0.0
-    true, allowed, chosen = delta.tolist(), bend.tolist(), nearest.tolist()
-    drift = 0.0
+    # By how much the next bin on either side is off; no number where that is too much, or there is none.
+    shorter = np.concatenate(([np.nan], seconds[:-1]))[nearest] - delta
+    longer = np.concatenate((seconds[1:], [np.nan]))[nearest] - delta
+    shorter[-shorter > bend] = np.nan
+    longer[longer > bend] = np.nan
+    lowest, highest = -TOLERATED_DRIFT, TOLERATED_DRIFT
+    chosen, drift = nearest.copy(), 0.0
     for index, own_error in enumerate(error.tolist()):
         before = drift
         drift += own_error
-        if -TOLERATED_DRIFT < drift < TOLERATED_DRIFT:
+        if lowest < drift < highest:
             continue
-        step = -1 if drift > 0 else 1
-        candidate = chosen[index] + step
-        while 0 <= candidate < len(bins):
-            bent = bins[candidate] - true[index]
-            if abs(bent) > allowed[index] or abs(before + bent) >= abs(drift):
-                break
+        step, bent = (-1, shorter.item(index)) if drift > 0 else (1, longer.item(index))
+        while abs(before + bent) < abs(drift):
             drift = before + bent
-            chosen[index] = candidate
-            candidate += step
-    return np.array(chosen, np.int64)
+            chosen[index] += step
+            if not 0 <= chosen[index] + step < len(bins):
+                break
+            bent = bins[chosen[index] + step] - float(delta[index])
+            if abs(bent) > bend[index]:
+                break
+    return chosen
 
 
 def _sounding_order(performance: Performance, sounding: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -179,8 +188,8 @@ def _sounding_order(performance: Performance, sounding: NDArray[np.float64]) -> 
     """
     onset, pitch = performance.onset, performance.pitch
     order = np.arange(len(performance))
-    unison = (np.diff(onset) == 0) & (np.diff(pitch) == 0)
-    at = np.flatnonzero(np.r_[False, unison] | np.r_[unison, False])
+    unison = (onset[1:] == onset[:-1]) & (pitch[1:] == pitch[:-1])
+    at = beside(unison)
     order[at] = at[np.lexsort((performance.velocity[at], sounding[at], pitch[at], onset[at]))]
     return order
 
@@ -195,10 +204,11 @@ def _chord_order(
     """
     key = np.cumsum(delta_bin != 0) * 128 + pitch
     order = np.argsort(key, kind="stable")
-    again = np.diff(key[order]) == 0
-    at = np.flatnonzero(np.r_[False, again] | np.r_[again, False])
+    key_in_order = key[order]
+    again = key_in_order[1:] == key_in_order[:-1]
+    at = beside(again)
     order[at] = order[at][np.lexsort((-duration[order[at]], key[order[at]]))]
-    return order, np.r_[True, ~again][: len(key)]
+    return order, np.concatenate(([True], ~again))[: len(key)]
 
 
 def _events(ids: ArrayLike) -> NDArray[np.int64]:
