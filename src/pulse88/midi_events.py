@@ -325,8 +325,8 @@ def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
     for index, step in large:
         if index < len(lengths):
             lengths[index] = step
-    starts, first = _starts(start, lengths, np.frombuffer(counts, np.uint8)[: len(lengths)], steps.one)
-    kept = [(int(first[at]), *rest) for at, *rest in metas if at < len(first)]
+    starts, event_of = _starts(start, lengths, np.frombuffer(counts, np.uint8)[: len(lengths)], steps.one)
+    kept = [(int(event_of[m]), what, begin, end) for m, what, begin, end in metas if m < len(event_of)]
     return _Walk(starts, kept, start + at, end_of_track is not None, problem)
 
 
