@@ -20,15 +20,18 @@ class Room(NamedTuple):
 
 HOUSE = (
     Room(0, "words", "notes vocabulary config"),
-    Room(1, "music", "midi_events midi_strikes midi_write midi_file tokenizer audio picture musicality join"),
+    Room(1, "music", "midi_events midi_strikes midi_write midi_file tokenizer audio picture musicality join key"),
     Room(1, "model", "delta_rule kernel_fla kernel_heads model"),
     Room(1, "model", "engine engine.layout engine.weights engine.state engine.reference"),
     Room(1, "model", "engine.library engine.plan engine.native_state engine.native"),
     Room(2, "music", "archives labels rules duplicates corpus journal selection"),
-    Room(2, "ids", "crew published_form shards batches sitting"),
-    Room(2, "model", "objective optimizer checkpoint sampling generate snapshot"),
+    Room(2, "ids", "crew published_form shards augmentation batches sitting"),
+    Room(2, "model", "objective optimizer checkpoint sampling generate steering snapshot"),
     Room(3, "rooms", "prepare data_statistics evaluate training_log train provenance playing continuation"),
+    Room(2, "music", "overlap_index"),
+    Room(3, "rooms", "originality"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data __main__"),
+    Room(4, "doors", "cli_originality"),
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}

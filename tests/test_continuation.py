@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pulse88 import midi_file
-from pulse88.config import TINY, SamplingConfig
+from pulse88.config import TINY, SamplingConfig, SteeringConfig
 from pulse88.continuation import Continuer, default_weights
 from pulse88.engine import weights as weights_file
 from pulse88.engine.weights import Weights, random_tensors
@@ -433,3 +433,50 @@ def test_settings_that_mean_nothing_are_refused(continuer: Continuer, bad: dict[
 def test_the_same_continuation_again(continuer: Continuer) -> None:
     made: list[Continuation] = [continuer.continue_(a_seed(), notes=9, random_seed=1)[0] for _ in range(2)]
     assert made[0].to_bytes() == made[1].to_bytes()
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        SteeringConfig(density=(0.0, 3.5), register=(40, 90)),
+        SteeringConfig(in_key=True, end_within=6.5),
+    ],
+)
+def test_a_steered_take_is_made_again_from_its_file(continuer: Continuer, steering: SteeringConfig) -> None:
+    (made,) = continuer.continue_(a_seed(), notes=24, random_seed=3, steering=steering)
+    written = made.provenance.steering
+    assert (written.pitch_classes is not None) == steering.in_key
+    assert written == replace(steering, pitch_classes=written.pitch_classes)
+    again = continuer.replay(made.to_bytes())
+    assert again.provenance.steering == written
+    assert again.finish().to_bytes() == made.to_bytes()
+
+
+def test_what_is_not_steered_says_nothing_of_it_and_damaged_steering_is_refused(continuer: Continuer) -> None:
+    (made,) = continuer.continue_(a_seed(), notes=4, random_seed=3)
+    assert "steering" not in made.provenance.to_text()
+    text = replace(made.provenance, steering=SteeringConfig(register=(40, 90))).to_text()
+    assert Provenance.from_text(text).steering.register == (40, 90)
+    for bad in ("[90,40]", "[40]", '"all"', "[40,90.5]", "null"):
+        with pytest.raises(ValueError, match="damaged pulse88 settings"):
+            Provenance.from_text(text.replace("[40,90]", bad))
+
+
+def test_playing_goes_on_from_any_place_as_if_it_had_never_stopped(continuer: Continuer) -> None:
+    config, steering = ContinueConfig(notes=20, random_seed=2), SteeringConfig(density=(0.0, 3.0))
+    (playing,) = continuer.begin(a_seed(), config, steering=steering)
+    whole = continuer.begin(a_seed(), config, steering=steering)[0].finish()
+    list(islice(playing, 7))
+    on = Playing(
+        continuer.tokenizer,
+        playing.take,
+        whole.seed,
+        whole.boundary,
+        playing.provenance,
+        limit_notes=20,
+        limit_seconds=60.0,
+        seed_names=whole.seed_names,
+        made=playing.ids,
+    )
+    assert on.notes == 7
+    assert on.finish().to_bytes() == whole.to_bytes()

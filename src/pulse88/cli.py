@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_data, cli_evaluate, cli_train
-from pulse88.config import SamplingConfig
+from pulse88 import __version__, cli_data, cli_evaluate, cli_originality, cli_train
+from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
     FILE,
@@ -44,6 +44,8 @@ main.add_command(cli_data.stats)
 main.add_command(cli_train.train)
 main.add_command(cli_train.export)
 main.add_command(cli_evaluate.evaluate)
+main.add_command(cli_originality.index)
+main.add_command(cli_originality.originality)
 
 
 @main.command("continue", short_help="Play on from a MIDI file.")
@@ -58,6 +60,10 @@ main.add_command(cli_evaluate.evaluate)
 @field_option(SamplingConfig, "top_p", type=float)
 @field_option(SamplingConfig, "min_p", type=float)
 @field_option(SamplingConfig, "top_k", type=int)
+@field_option(SteeringConfig, "density", type=(float, float), metavar="LOW HIGH")
+@field_option(SteeringConfig, "register", type=(int, int), metavar="LOW HIGH")
+@field_option(SteeringConfig, "in_key", is_flag=True)
+@field_option(SteeringConfig, "end_within", type=float)
 @field_option(ContinueConfig, "random_seed", type=int)
 @field_option(ContinueConfig, "only_new", is_flag=True)
 @field_option(ContinueConfig, "until_end", is_flag=True)
@@ -73,6 +79,10 @@ def continue_(
     top_p: float,
     min_p: float,
     top_k: int,
+    density: tuple[float, float] | None,
+    register: tuple[int, int] | None,
+    in_key: bool,
+    end_within: float | None,
     weights: Path | None,
     engine: str,
     verbose: bool,
@@ -85,6 +95,7 @@ def continue_(
     try:
         config = ContinueConfig(**asked)
         sampling = SamplingConfig(temperature=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
+        steering = SteeringConfig(density=density, register=register, in_key=in_key, end_within=end_within)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     paths = _paths(seed, output, wav, png, "continued")
@@ -93,7 +104,7 @@ def continue_(
     ]
     _check_outputs(seed, outputs)
     log_if(verbose)
-    playings = _continuer(weights, engine, verbose).begin(seed, config, sampling)
+    playings = _continuer(weights, engine, verbose).begin(seed, config, sampling, steering)
     say(verbose, *playings[0].remarks)
     for number, (playing, take_paths) in enumerate(zip(playings, outputs, strict=True), 1):
         label = f"take {number} of {config.takes}" if config.takes > 1 else "playing on"

@@ -104,6 +104,44 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class SteeringConfig:
+    """Where a continuation shall stay (see steering.py). ValueError for values that mean nothing."""
+
+    density: tuple[float, float] | None = setting(
+        None, "Pull the density into this band, in notes a second; 0 and 1000 are no limits."
+    )
+    register: tuple[int, int] | None = setting(None, "Play no key outside this band of MIDI pitches, 21 to 108.")
+    in_key: bool = setting(False, "Play only notes of the key that the seed's last notes are in.")
+    pitch_classes: tuple[int, ...] | None = setting(None, "Play only these pitch classes, 0 (C) to 11.")
+    end_within: float | None = setting(None, "End the piece within this many seconds after the join.")
+
+    def __post_init__(self) -> None:
+        if self.density is not None:
+            low, high = self.density
+            problem = f"density must be a band in 0 to 1000 notes a second, lower first, not {low} {high}"
+            _require(0 <= low <= high <= 1000 and high > 0, problem)
+        if self.register is not None:
+            low, high = self.register
+            problem = f"register must be a band of MIDI pitches, 0 to 127, lower first, not {low} {high}"
+            _require(0 <= low <= high <= 127, problem)
+        if self.end_within is not None:
+            _require(
+                0.5 <= self.end_within < math.inf, f"end_within must be 0.5 seconds or more, not {self.end_within}"
+            )
+        if self.pitch_classes is not None:
+            known = all(0 <= pitch < 12 for pitch in self.pitch_classes)
+            _require(known, f"pitch classes are 0 to 11, not {self.pitch_classes}")
+
+    @property
+    def steers(self) -> bool:
+        """Whether it asks for anything."""
+        return self != UNSTEERED
+
+
+UNSTEERED = SteeringConfig()
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. The defaults are the published recipe; presets are below."""
 
@@ -131,6 +169,8 @@ class TrainConfig:
     floor: float = setting(0.1, "Learning rate at the end, as a share of the peak.")
     transpose_down: int = setting(0, "Largest random transposition downwards, in semitones.")
     transpose_up: int = setting(0, "Largest random transposition upwards, in semitones.")
+    tempo_stretch: float = setting(0.0, "Largest random change of tempo, as a share: 0.1 is up to 10 % either way.")
+    velocity_shift: int = setting(0, "Largest random change of loudness either way, in velocity bins of about 8.5.")
     precision: str = setting("fp16", "fp32, bf16 or fp16 (with loss scaling) for matrix products on a GPU.")
     validate_every: int = setting(2700, "Steps between validations.")
     checkpoint_every: int = setting(500, "Steps between checkpoints.")
@@ -157,6 +197,8 @@ class TrainConfig:
         _require(0 <= self.context_tokens < self.window, "context_tokens must be shorter than the window")
         _require(self.optimizer != "muon" or self.muon_learning_rate > 0, "muon needs a muon_learning_rate above 0")
         _require(self.warmup_steps >= -1, f"warmup_steps must be 0 or more, or -1, not {self.warmup_steps}")
+        _require(0 <= self.tempo_stretch <= 1, f"tempo_stretch must be in [0, 1], not {self.tempo_stretch}")
+        _require(self.velocity_shift >= 0, f"velocity_shift must be 0 or more bins, not {self.velocity_shift}")
         _require(self.transpose_down >= 0 and self.transpose_up >= 0, "transpositions are given as 0 or more semitones")
         _require(self.window <= self.model_config.max_positions, "the window is longer than the model's positions")
 

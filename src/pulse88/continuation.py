@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pulse88 import __version__, engine, generate, midi_file
-from pulse88.config import SamplingConfig
+from pulse88 import __version__, engine, generate, key, midi_file
+from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.engine.weights import Weights
 from pulse88.engine.weights import read as read_weights
 from pulse88.join import next_part, writable
@@ -60,6 +60,7 @@ class Continuer:
         random_seed: int | None = None,
         until_end: bool = False,
         only_new: bool = False,
+        steering: SteeringConfig | None = None,
     ) -> list[Continuation]:
         """`takes` continuations of a MIDI file or a performance; what the settings mean is said in ContinueConfig.
 
@@ -67,7 +68,7 @@ class Continuer:
         nothing.
         """
         config = ContinueConfig(seconds, notes, seed_notes, takes, random_seed, until_end, only_new)
-        return [playing.finish() for playing in self.begin(seed, config, sampling)]
+        return [playing.finish() for playing in self.begin(seed, config, sampling, steering)]
 
     def stream(
         self,
@@ -79,21 +80,34 @@ class Continuer:
         sampling: SamplingConfig | None = None,
         random_seed: int | None = None,
         until_end: bool = False,
+        steering: SteeringConfig | None = None,
     ) -> Iterator[Note]:
         """The first take's notes as they are made, on the seed's clock; settings and errors as in `continue_`."""
         config = ContinueConfig(seconds, notes, seed_notes, 1, random_seed, until_end)
-        return iter(self.begin(seed, config, sampling)[0])
+        return iter(self.begin(seed, config, sampling, steering)[0])
 
     def begin(
-        self, seed: Seed, config: ContinueConfig | None = None, sampling: SamplingConfig | None = None
+        self,
+        seed: Seed,
+        config: ContinueConfig | None = None,
+        sampling: SamplingConfig | None = None,
+        steering: SteeringConfig | None = None,
     ) -> list[Playing]:
         """Reads the seed once, for all takes; nothing new is made yet. Errors as in `continue_`."""
-        config, sampling = config or ContinueConfig(), sampling or SamplingConfig()
+        config, sampling, steering = (
+            config or ContinueConfig(),
+            sampling or SamplingConfig(),
+            steering or SteeringConfig(),
+        )
         random_seed = secrets.randbelow(2**32) if config.random_seed is None else config.random_seed
         performance, names, remarks = _read(seed)
         seed_ids, more_remarks = self._seed_ids(performance, config.seed_notes, _name_of(seed))
+        if steering.in_key and steering.pitch_classes is None:
+            found = key.find(performance.take(slice(-config.seed_notes, None)))
+            steering = replace(steering, pitch_classes=found.pitch_classes)
+        until_end = config.until_end or steering.end_within is not None
         written = writable(performance)
-        first = generate.begin(self.engine, seed_ids, sampling, random_seed=random_seed, may_end=config.until_end)
+        first = generate.begin(self.engine, seed_ids, sampling, random_seed=random_seed, may_end=until_end)
         provenance = Provenance(
             version=__version__,
             weights_sha256=self.weights.sha256,
@@ -101,13 +115,14 @@ class Continuer:
             sampling=sampling,
             random_seed=random_seed,
             take=0,
-            until_end=config.until_end,
+            until_end=until_end,
             only_new=config.only_new,
             keep=first.keep,
             boundary=float(performance.onset[-1]),
             new_part=next_part(written),
             new_notes=0,
             seed_ids=seed_ids,
+            steering=steering,
         )
         return [
             Playing(

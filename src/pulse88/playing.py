@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,9 @@ from pulse88 import generate, midi_file
 from pulse88.join import alone, joined, split_time
 from pulse88.notes import Note, Performance
 from pulse88.provenance import Provenance
+from pulse88.steering import Steering
 from pulse88.tokenizer import Tokenizer
+from pulse88.vocabulary import EVENT_TOKENS
 
 NEW_PART_NAME = "Pulse88"
 
@@ -87,7 +89,9 @@ class Playing:
         limit_seconds: float,
         seed_names: tuple[str, ...] = (),
         remarks: tuple[str, ...] = (),
+        made: Sequence[int] = (),
     ) -> None:
+        """`made` are ids of the new events that `take` has behind it, where playing goes on."""
         self._tokenizer = tokenizer
         self._take = take
         self._seed = seed
@@ -97,8 +101,10 @@ class Playing:
         self._limit_seconds = limit_seconds
         self._seed_names = seed_names
         self.remarks = remarks  # what was changed or left out in reading the seed
-        self._notes: list[Note] = []  # time 0 is the join
-        self._ids: list[int] = []
+        self._notes: list[Note] = list(tokenizer.decode(made))  # time 0 is the join
+        self._ids: list[int] = list(made)
+        events = [generate.Event(*made[at : at + EVENT_TOKENS]) for at in range(0, len(made), EVENT_TOKENS)]
+        self._steering = Steering.begin(provenance.steering, tokenizer.grid, events)
         self._finished = False
 
     @property
@@ -110,6 +116,16 @@ class Playing:
     def notes(self) -> int:
         """Notes made so far."""
         return len(self._notes)
+
+    @property
+    def take(self) -> generate.Take:
+        """Where it stands: immutable, so it may be kept."""
+        return self._take
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """[4 * notes] what the model has written so far."""
+        return tuple(self._ids)
 
     @property
     def seconds(self) -> float:
@@ -128,7 +144,7 @@ class Playing:
     def __next__(self) -> Note:
         if self._finished or len(self._notes) == self._limit_notes:
             raise StopIteration
-        step = generate.advance(self._take)
+        step = generate.advance(self._take, self._steering if self._steering.config.steers else None)
         if step is None:
             self._finished = True
             raise StopIteration
@@ -138,6 +154,7 @@ class Playing:
             self._finished = True
             raise StopIteration
         self._take = after
+        self._steering = self._steering.after(event)
         self._notes.append(note)
         self._ids += event
         return note._replace(onset=note.onset + self._boundary, part=self._provenance.new_part)

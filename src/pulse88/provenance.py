@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pulse88.config import SamplingConfig, setting
+from pulse88.config import UNSTEERED, SamplingConfig, SteeringConfig, setting
 
 MARK = "pulse88 "  # The text event is this and a JSON object.
 DEFAULT_SECONDS = 60.0
@@ -70,10 +70,15 @@ class Provenance:
     new_part: int  # part of the new notes in the file
     new_notes: int
     seed_ids: tuple[int, ...]  # what the model has read
+    steering: SteeringConfig = UNSTEERED
 
     def to_text(self) -> str:
         """The text event: ASCII, equal for equal provenances."""
         values = asdict(self) | {"seed_ids": bytes(self.seed_ids).hex()}
+        if self.steering.steers:
+            values["steering"] = {name: value for name, value in asdict(self.steering).items() if value is not None}
+        else:
+            del values["steering"]
         return MARK + json.dumps(values, separators=(",", ":"))
 
     @classmethod
@@ -83,12 +88,14 @@ class Provenance:
             raise ValueError("no pulse88 settings")
         try:
             values = json.loads(text[len(MARK) :])
-            if not isinstance(values, dict) or set(values) != {f.name for f in fields(cls)}:
+            if not isinstance(values, dict) or set(values) | {"steering"} != {f.name for f in fields(cls)}:
                 raise ValueError("its keys are those of another version")
+            steering = values.pop("steering", {})
             for name, kind in _KINDS.items():
                 values[name] = _of_kind(name, values[name], kind)
             values["sampling"] = SamplingConfig(**values["sampling"])
             values["seed_ids"] = tuple(bytes.fromhex(values["seed_ids"]))
+            values["steering"] = _steering(steering)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"damaged pulse88 settings: {error}") from error
         return cls(**values)
@@ -115,6 +122,29 @@ _KINDS: dict[str, type] = {
     "new_notes": int,
     "seed_ids": str,
 }
+
+
+_STEERING_KINDS = {
+    "density": (list, float),
+    "register": (list, int),
+    "in_key": (bool, None),
+    "pitch_classes": (list, int),
+    "end_within": (float, None),
+}
+
+
+def _steering(values: Any) -> SteeringConfig:
+    if not isinstance(values, dict) or not values.keys() <= _STEERING_KINDS.keys():
+        raise ValueError("its steering is that of another version")
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        kind, inner = _STEERING_KINDS[name]
+        read[name] = _of_kind(name, value, kind)
+        if inner is not None:
+            if name != "pitch_classes" and len(value) != 2:
+                raise ValueError(f"{name} is {value!r}")
+            read[name] = tuple(_of_kind(name, number, inner) for number in value)
+    return SteeringConfig(**read)
 
 
 def _of_kind(name: str, value: Any, kind: type) -> Any:
