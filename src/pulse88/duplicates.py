@@ -68,10 +68,13 @@ for _width in (2, 4, 8):
     _SHIFTS[_width] = np.uint64(int(_SHIFTS[_width // 2]) ** 2 % 2**64)
 
 
-def _sketches(pitch_RN: NDArray[np.int16], kept_bits: int) -> list[Sketch]:
-    """The shingles of each row that have LEAST_KINDS different intervals (modulo 64) and hash below 2**kept_bits."""
+def shingles(pitch_RN: NDArray[np.int16]) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+    """Hashes of each row's runs of SHINGLE_NOTES notes by their intervals, and what `tells` knows them by; [R, S] each.
+
+    S = N - SHINGLE_NOTES + 1, or 0 where there are fewer notes.
+    """
     if pitch_RN.shape[1] < SHINGLE_NOTES:
-        return [np.zeros(0, np.uint32) for _ in pitch_RN]
+        return np.zeros((len(pitch_RN), 0), np.uint32), np.zeros((len(pitch_RN), 0), np.uint64)
     interval = pitch_RN[:, 1:] - pitch_RN[:, :-1]
     one = (interval + 128).astype(np.uint64)
     # Polynomial hashes of 2, 4 and 8 intervals, and of 8 + 2 + 1 = 11.
@@ -79,13 +82,17 @@ def _sketches(pitch_RN: NDArray[np.int16], kept_bits: int) -> list[Sketch]:
     four = two[:, :-2] * _SHIFTS[2] + two[:, 2:]
     eight = four[:, :-4] * _SHIFTS[4] + four[:, 4:]
     eleven = (eight[:, :-3] * _SHIFTS[2] + two[:, 8:-1]) * _SHIFTS[1] + one[:, 10:]
-    hashes = (_mixed(eleven) >> np.uint64(32)).astype(np.uint32)
     kinds = _ored(_ored(_ored(np.left_shift(np.uint64(1), (interval & 63).astype(np.uint64)), 1), 2), 4)
     kinds = _ored(kinds, 3)  # 8 intervals, and the 8 that begin 3 later: 11
+    return (_mixed(eleven) >> np.uint64(32)).astype(np.uint32), kinds
+
+
+def _sketches(pitch_RN: NDArray[np.int16], kept_bits: int) -> list[Sketch]:
+    """The shingles of each row that tell something and hash below 2**kept_bits."""
     sketches = []
-    for row, kind in zip(hashes, kinds, strict=True):
+    for row, kind in zip(*shingles(pitch_RN), strict=True):
         at = np.flatnonzero(row <= np.uint32(2**kept_bits - 1))
-        sketch = np.sort(row[at[_has_kinds(kind[at])]])
+        sketch = np.sort(row[at[tells(kind[at])]])
         sketches.append(sketch[np.diff(sketch, prepend=~sketch[:1]) != 0])
     return sketches
 
@@ -94,8 +101,8 @@ def _ored(bits: NDArray[np.uint64], later: int) -> NDArray[np.uint64]:
     return np.bitwise_or(bits[:, :-later], bits[:, later:])
 
 
-def _has_kinds(bits: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether LEAST_KINDS bits or more are set."""
+def tells(bits: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether a shingle counts: LEAST_KINDS different intervals (modulo 64), a bit each, or more."""
     for _ in range(LEAST_KINDS - 1):
         bits = np.bitwise_and(bits, bits - np.uint64(1))  # takes the lowest bit away
     return np.not_equal(bits, 0)
