@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pulse88.batches import Batches, TokenCorpus, transposed
+from pulse88.batches import Batches, TokenCorpus
 from pulse88.config import TINY_RECIPE
-from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, PAD, Grammar, Slot
+from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, FINE, GRIDS, PAD, Grammar, Slot, TimeGrid
 
 CONFIG = replace(TINY_RECIPE, window=64, batch_windows=6, transpose_down=0, transpose_up=0)
 PITCH = BLOCKS[Slot.PITCH]
@@ -34,6 +34,12 @@ def corpus(*events: int, seed: int = 0) -> TokenCorpus:
 
 
 MIXED = corpus(1, 3, 15, 16, 17, 40, 100, 231)
+
+
+def without_spreads(grid: TimeGrid) -> TokenCorpus:
+    """MIXED without the shortest deltas, which another tempo may turn into a chord."""
+    short = (MIXED.tokens > 0) & (MIXED.tokens < 4)
+    return replace(MIXED, tokens=MIXED.tokens + 4 * short.astype(np.uint8), grid=grid)
 
 
 def offsets(batches: Batches, epoch: int) -> list[list[int]]:
@@ -181,17 +187,62 @@ def test_transposition_stays_on_the_keyboard_and_moves_all_pitches_alike() -> No
     assert shifts == set(range(-5, 7))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(PITCH.start, PITCH.stop - 1), min_size=1, max_size=6), st.integers(0, 2**32))
-def test_transposition_never_leaves_the_keyboard(pitches: list[int], seed: int) -> None:
-    ids = np.array([BOS, *(x for pitch in pitches for x in (5, pitch, 130, 160)), EOS, PAD])
-    moved = transposed(ids, np.random.default_rng(seed), 40, 40)
-    (shift,) = {b - a for a, b in zip(ids[2:-2:4].tolist(), moved[2:-2:4].tolist(), strict=True)}
-    assert PITCH.start <= moved[2:-2:4].min() <= moved[2:-2:4].max() < PITCH.stop
-    assert -40 <= shift <= 40
-    still = np.ones(len(ids), bool)
-    still[2:-2:4] = False
-    np.testing.assert_array_equal(ids[still], moved[still])
+def test_loudness_moves_all_velocities_alike_and_nothing_else() -> None:
+    velocity = BLOCKS[Slot.VELOCITY]
+    soft = corpus(40)
+    tokens = soft.tokens.astype(np.int64)
+    is_velocity = (tokens >= velocity.start) & (tokens < velocity.stop)
+    tokens[is_velocity] = velocity.start + 5 + tokens[is_velocity] % 5  # bins 5 to 9, so that every shift fits
+    plain = Batches(replace(soft, tokens=tokens.astype(np.uint8)), CONFIG)
+    louder = Batches(plain.corpus, replace(CONFIG, velocity_shift=2))
+    shifts = set()
+    for number in range(100):
+        before, after = plain.window(number), louder.window(number)
+        struck = (before >= velocity.start) & (before < velocity.stop)
+        np.testing.assert_array_equal(before[~struck], after[~struck])
+        (shift,) = set((after - before)[struck].tolist())
+        shifts.add(shift)
+    assert shifts == set(range(-2, 3))
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=lambda grid: grid.name)
+def test_another_tempo_is_a_whole_legal_window_of_the_same_place(grid: TimeGrid) -> None:
+    music = without_spreads(grid)
+    plain, stretching = Batches(music, CONFIG), Batches(music, replace(CONFIG, tempo_stretch=0.2))
+    differ = 0
+    for number in range(3 * plain.windows_per_epoch):
+        before, after = plain.window(number), stretching.window(number)
+        Grammar.of(after[after != PAD].tolist())  # ValueError for an illegal id
+        assert plain.place(number) == stretching.place(number)
+        assert after.shape == (65,)
+        assert (before == PAD).tolist() == (after == PAD).tolist()
+        np.testing.assert_array_equal(before == BOS, after == BOS)
+        np.testing.assert_array_equal(before == EOS, after == EOS)
+        for slot in (Slot.PITCH, Slot.VELOCITY):  # No chords in this corpus, so no note changes its place.
+            block = BLOCKS[slot]
+            there = (before >= block.start) & (before < block.stop)
+            np.testing.assert_array_equal(before[there], after[there])
+        differ += not np.array_equal(before, after)
+    assert differ > 2.5 * plain.windows_per_epoch
+
+
+def test_each_change_has_its_own_chance() -> None:
+    """One turned on, the others stay what they were, and batches are as pure as before."""
+    music = without_spreads(FINE)
+    keys = Batches(music, replace(CONFIG, transpose_down=5, transpose_up=6))
+    everything = replace(keys.config, tempo_stretch=0.1, velocity_shift=2)
+    all_three = Batches(music, everything)
+    for number in range(60):
+        before, after = keys.window(number), all_three.window(number)
+        pitched = (before >= PITCH.start) & (before < PITCH.stop)
+        np.testing.assert_array_equal(before[pitched], after[pitched])
+    shared = [Batches(music, everything).batch(7, rank, 3) for rank in range(3)]
+    np.testing.assert_array_equal(np.concatenate(shared), all_three.batch(7))
+
+
+def test_another_tempo_needs_the_grid() -> None:
+    with pytest.raises(ValueError, match="without the corpus's time grid"):
+        Batches(MIXED, replace(CONFIG, tempo_stretch=0.1))
 
 
 def test_the_fingerprint_knows_every_token_and_every_cut() -> None:

@@ -6,6 +6,9 @@ Every epoch lays ceil(length / window) windows over every piece, shuffles them, 
 window comes at which step depends on the seed and the step alone; ranks share it out. So a run goes on after any step,
 with any number of processes, by knowing one number.
 
+Transposition, tempo and loudness of a window are functions of the seed and its number too, each with a stream of chance
+of its own, so that one can be turned on without changing the others.
+
 How often a token is seen: a piece that fits into one window exactly once an epoch. In a longer one each token but the
 BOS has an even chance or better in every epoch and comes three times at most; the mean over the piece is 1 to 2 times,
 near 1 where the piece is many windows long or little less than a whole number of them.
@@ -20,8 +23,12 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pulse88.augmentation import moved, stretched, tempo_factor
 from pulse88.config import TrainConfig
-from pulse88.vocabulary import BLOCKS, EVENT_TOKENS, PAD, Slot
+from pulse88.tokenizer import Tokenizer
+from pulse88.vocabulary import BOS, EOS, EVENT_TOKENS, PAD, Slot, TimeGrid
+
+SPARE_TOKENS = 16 * EVENT_TOKENS  # read beyond a window, because other times may make notes of one key one
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +38,7 @@ class TokenCorpus:
     tokens: NDArray[np.uint8]  # [all tokens]
     lengths: NDArray[np.int64]  # [pieces] tokens of a piece
     names: tuple[str, ...]  # [pieces] source/file
+    grid: TimeGrid | None = None  # what the times mean; needed to change the tempo only
 
     def __post_init__(self) -> None:
         if int(self.lengths.sum()) != len(self.tokens) or len(self.names) != len(self.lengths):
@@ -54,10 +62,13 @@ class TokenCorpus:
 
 
 class Batches:
-    """Training batches of a corpus under a configuration."""
+    """Training batches of a corpus under a configuration. ValueError if tempo is to change and the grid isn't known."""
 
     def __init__(self, corpus: TokenCorpus, config: TrainConfig) -> None:
         self.corpus, self.config = corpus, config
+        if config.tempo_stretch and corpus.grid is None:
+            raise ValueError("the tempo can't be changed without the corpus's time grid: read it by shards.read_split")
+        self._tokenizer = Tokenizer(corpus.grid) if corpus.grid else None
         self._windows_of_piece = -(-corpus.lengths // config.window)
         self._starts = corpus.starts
         self.windows_per_epoch = int(self._windows_of_piece.sum())
@@ -83,10 +94,21 @@ class Batches:
         piece, offset = self.place(number)
         begin = int(self._starts[piece]) + offset
         end = int(self._starts[piece] + self.corpus.lengths[piece])
-        ids = self.corpus.tokens[begin : min(begin + self.config.window + 1, end)].astype(np.int64)
-        random = np.random.default_rng((self.config.seed, 1, number))
-        ids = transposed(ids, random, self.config.transpose_down, self.config.transpose_up)
-        return np.pad(ids, (0, self.config.window + 1 - len(ids)), constant_values=PAD)
+        config, size = self.config, self.config.window + 1
+        ids = self.corpus.tokens[begin : min(begin + size, end)].astype(np.int64)
+        if config.tempo_stretch and self._tokenizer:
+            more = self.corpus.tokens[begin : min(begin + size + SPARE_TOKENS, end)].astype(np.int64)
+            within = (len(more) - int(more[0] == BOS) - int(more[-1] == EOS)) % EVENT_TOKENS  # of an event
+            random = self._random(3, number)
+            factor = tempo_factor(random, config.tempo_stretch)
+            ids = stretched(more[: len(more) - within], factor, self._tokenizer, random)[:size]
+        ids = moved(ids, Slot.PITCH, self._random(1, number), config.transpose_down, config.transpose_up)
+        ids = moved(ids, Slot.VELOCITY, self._random(4, number), config.velocity_shift, config.velocity_shift)
+        return np.pad(ids, (0, size - len(ids)), constant_values=PAD)
+
+    def _random(self, purpose: int, number: int) -> np.random.Generator:
+        """Purposes: 0 the order of an epoch, 1 transposition, 2 dropout (train.py), 3 tempo, 4 velocity."""
+        return np.random.default_rng((self.config.seed, purpose, number))
 
     def place(self, number: int) -> tuple[int, int]:
         """Index of the window's piece, and the window's first token in it."""
@@ -100,7 +122,7 @@ class Batches:
         A piece of n windows gets one start, at random, in each of n equal stretches; at every second chance the
         first window begins at BOS and the last one ends with EOS, so that the model knows both.
         """
-        random = np.random.default_rng((self.config.seed, 0, epoch))
+        random = self._random(0, epoch)
         piece = np.repeat(np.arange(len(self.corpus.lengths)), self._windows_of_piece)
         count = self._windows_of_piece[piece]
         rank_in_piece = np.arange(len(piece)) - np.repeat(
@@ -117,14 +139,3 @@ class Batches:
         offset = np.where(snap & (rank_in_piece == count - 1) & (count > 1), to_end, offset)
         order = random.permutation(len(piece))
         return piece[order], offset[order]
-
-
-def transposed(ids: NDArray[np.int64], random: np.random.Generator, down: int, up: int) -> NDArray[np.int64]:
-    """The ids moved by a random number of semitones between -down and +up, never off the keyboard."""
-    block = BLOCKS[Slot.PITCH]
-    is_pitch = (ids >= block.start) & (ids < block.stop)
-    if not (down or up) or not is_pitch.any():
-        return ids
-    low = max(-down, block.start - int(ids[is_pitch].min()))
-    high = min(up, block.stop - 1 - int(ids[is_pitch].max()))
-    return np.where(is_pitch, ids + random.integers(low, high + 1), ids)

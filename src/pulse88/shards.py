@@ -179,7 +179,8 @@ def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
 
     With `max_pieces` above 0 at most so many, drawn by the hashes of their names.
     """
-    pieces = [piece for piece in read_manifest(data)["pieces"] if piece["split"] == split]
+    manifest = read_manifest(data)
+    pieces = [piece for piece in manifest["pieces"] if piece["split"] == split]
     if not pieces:
         raise ShardError(f"{data / MANIFEST}: no piece of split {split!r}; prepare some, or name another split")
     if 0 < max_pieces < len(pieces):
@@ -196,6 +197,7 @@ def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
         np.concatenate(tokens),
         np.array([piece["length"] for piece in pieces], np.int64),
         tuple(piece["name"] for piece in pieces),
+        TimeGrid.from_json(json.dumps(manifest["time_grid"])),
     )
 
 
