@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,13 @@ from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import EVENT_TOKENS
 
 NEW_PART_NAME = "Pulse88"
+
+
+class Mark(NamedTuple):
+    """A place in a playing that it may go back to."""
+
+    notes: int
+    take: generate.Take
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +111,13 @@ class Playing:
         self.remarks = remarks  # what was changed or left out in reading the seed
         self._notes: list[Note] = list(tokenizer.decode(made))  # time 0 is the join
         self._ids: list[int] = list(made)
-        events = [generate.Event(*made[at : at + EVENT_TOKENS]) for at in range(0, len(made), EVENT_TOKENS)]
-        self._steering = Steering.begin(provenance.steering, tokenizer.grid, events)
+        self._steering = self._steering_so_far()
         self._finished = False
+
+    def _steering_so_far(self) -> Steering:
+        ids = self._ids
+        events = [generate.Event(*ids[at : at + EVENT_TOKENS]) for at in range(0, len(ids), EVENT_TOKENS)]
+        return Steering.begin(self._provenance.steering, self._tokenizer.grid, events)
 
     @property
     def provenance(self) -> Provenance:
@@ -144,7 +156,9 @@ class Playing:
     def __next__(self) -> Note:
         if self._finished or len(self._notes) == self._limit_notes:
             raise StopIteration
-        step = generate.advance(self._take, self._steering if self._steering.config.steers else None)
+        number = dict(self._provenance.branches).get(len(self._notes))
+        take = self._take if number is None else self._take.numbered(number)
+        step = generate.advance(take, self._steering if self._steering.config.steers else None)
         if step is None:
             self._finished = True
             raise StopIteration
@@ -158,6 +172,19 @@ class Playing:
         self._notes.append(note)
         self._ids += event
         return note._replace(onset=note.onset + self._boundary, part=self._provenance.new_part)
+
+    def mark(self) -> Mark:
+        """Where it stands, to go back to."""
+        return Mark(len(self._notes), self._take)
+
+    def go_back(self, mark: Mark, number: int) -> None:
+        """Forgets the notes since a mark of its own; those to come are drawn as the take `number` would draw them."""
+        assert mark.notes <= len(self._notes), "a mark lies ahead"
+        self._take, self._finished = mark.take, False
+        del self._notes[mark.notes :], self._ids[mark.notes * EVENT_TOKENS :]
+        self._steering = self._steering_so_far()
+        kept = tuple(branch for branch in self._provenance.branches if branch[0] < mark.notes)
+        self._provenance = replace(self._provenance, branches=(*kept, (mark.notes, number)))
 
     def continuation(self) -> Continuation:
         """What has been made so far, in order to be written or made again as it is."""

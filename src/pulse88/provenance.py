@@ -71,6 +71,7 @@ class Provenance:
     new_notes: int
     seed_ids: tuple[int, ...]  # what the model has read
     steering: SteeringConfig = UNSTEERED
+    branches: tuple[tuple[int, int], ...] = ()  # from so many new notes on they are drawn as of the take that follows
 
     def to_text(self) -> str:
         """The text event: ASCII, equal for equal provenances."""
@@ -79,6 +80,8 @@ class Provenance:
             values["steering"] = {name: value for name, value in asdict(self.steering).items() if value is not None}
         else:
             del values["steering"]
+        if not self.branches:
+            del values["branches"]
         return MARK + json.dumps(values, separators=(",", ":"))
 
     @classmethod
@@ -88,14 +91,17 @@ class Provenance:
             raise ValueError("no pulse88 settings")
         try:
             values = json.loads(text[len(MARK) :])
-            if not isinstance(values, dict) or set(values) | {"steering"} != {f.name for f in fields(cls)}:
+            if not isinstance(values, dict) or set(values) | {"steering", "branches"} != {f.name for f in fields(cls)}:
                 raise ValueError("its keys are those of another version")
-            steering = values.pop("steering", {})
+            steering, branches = values.pop("steering", {}), values.pop("branches", [])
             for name, kind in _KINDS.items():
                 values[name] = _of_kind(name, values[name], kind)
             values["sampling"] = SamplingConfig(**values["sampling"])
             values["seed_ids"] = tuple(bytes.fromhex(values["seed_ids"]))
             values["steering"] = _steering(steering)
+            values["branches"] = tuple(
+                (_of_kind("branches", notes, int), _of_kind("branches", number, int)) for notes, number in branches
+            )
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"damaged pulse88 settings: {error}") from error
         return cls(**values)
