@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pulse88 import midi_file
+from pulse88 import generate, midi_file
 from pulse88.config import TINY, SamplingConfig, SteeringConfig
 from pulse88.continuation import Continuer, default_weights
 from pulse88.engine import weights as weights_file
@@ -467,16 +467,42 @@ def test_playing_goes_on_from_any_place_as_if_it_had_never_stopped(continuer: Co
     (playing,) = continuer.begin(a_seed(), config, steering=steering)
     whole = continuer.begin(a_seed(), config, steering=steering)[0].finish()
     list(islice(playing, 7))
-    on = Playing(
-        continuer.tokenizer,
-        playing.take,
-        whole.seed,
-        whole.boundary,
-        playing.provenance,
-        limit_notes=20,
-        limit_seconds=60.0,
-        seed_names=whole.seed_names,
+    on = continuer.resume(
+        a_seed(),
+        replace(config, takes=1),
+        SamplingConfig(),
+        steering,
+        seed_ids=whole.provenance.seed_ids,
+        take=playing.take,
         made=playing.ids,
     )
     assert on.notes == 7
     assert on.finish().to_bytes() == whole.to_bytes()
+
+
+def test_a_branch_begins_where_a_take_stands_as_if_it_had_read_it_all(continuer: Continuer) -> None:
+    (playing,) = continuer.begin(a_seed(), ContinueConfig(random_seed=2))
+    list(islice(playing, 9))
+    heard = playing.continuation().whole
+    config = ContinueConfig(notes=10, random_seed=7)
+    (branch,) = continuer.begin(heard, config, seed_ids=playing.take.window, read=playing.take)
+    (afresh,) = continuer.begin(heard, config, seed_ids=playing.take.window)
+    assert branch.finish().to_bytes() == afresh.finish().to_bytes()
+    assert continuer.replay(branch.continuation().to_bytes()).finish().to_bytes() == branch.continuation().to_bytes()
+
+
+def test_a_take_that_reads_on_is_the_one_that_read_it_all(continuer: Continuer) -> None:
+    (playing,) = continuer.begin(a_seed(), ContinueConfig(random_seed=2))
+    list(islice(playing, 9))
+    ids = playing.take.window
+    at_four = generate.begin(continuer.engine, ids[:-20], SamplingConfig(), random_seed=1)
+    (event, _), (other, _) = (
+        generate.advance(take)
+        for take in (
+            generate.after_reading(at_four, ids[-20:]),
+            generate.begin(continuer.engine, ids, SamplingConfig(), random_seed=1),
+        )
+    )
+    assert event == other
+    with pytest.raises(ValueError, match="inside an event"):
+        generate.after_reading(at_four, ids[-20:-1])

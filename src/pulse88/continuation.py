@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pulse88 import __version__, engine, generate, key, midi_file
-from pulse88.config import SamplingConfig, SteeringConfig
+from pulse88.config import UNSTEERED, SamplingConfig, SteeringConfig
 from pulse88.engine.weights import Weights
 from pulse88.engine.weights import read as read_weights
 from pulse88.join import next_part, writable
@@ -32,6 +33,16 @@ WEIGHTS_NAME = "pulse88-40m.safetensors"
 SEED_PART_NAME = "Seed"  # of a performance, whose parts have no names
 
 Seed = Performance | str | Path | bytes
+
+
+class _Asked(NamedTuple):
+    """A seed and what is asked of it, before the model has read anything."""
+
+    config: ContinueConfig
+    seed: Performance  # as it is written
+    seed_names: tuple[str, ...]
+    remarks: tuple[str, ...]
+    provenance: Provenance
 
 
 class Continuer:
@@ -92,52 +103,92 @@ class Continuer:
         config: ContinueConfig | None = None,
         sampling: SamplingConfig | None = None,
         steering: SteeringConfig | None = None,
+        *,
+        seed_ids: Sequence[int] | None = None,
+        read: generate.Take | None = None,
     ) -> list[Playing]:
-        """Reads the seed once, for all takes; nothing new is made yet. Errors as in `continue_`."""
-        config, sampling, steering = (
-            config or ContinueConfig(),
-            sampling or SamplingConfig(),
-            steering or SteeringConfig(),
-        )
-        random_seed = secrets.randbelow(2**32) if config.random_seed is None else config.random_seed
+        """Reads the seed once, for all takes; nothing new is made yet. Errors as in `continue_`.
+
+        `seed_ids` are what the model reads instead of the seed's own last notes. `read` is a take whose window is what
+        would be read: then nothing is.
+        """
+        asked = self._asked(seed, config, sampling, steering, seed_ids)
+        facts = asked.provenance
+        if read is not None and read.window == facts.seed_ids:
+            first = generate.begin_after(read, facts.sampling, random_seed=facts.random_seed, may_end=facts.until_end)
+        else:
+            first = generate.begin(
+                self.engine,
+                facts.seed_ids,
+                facts.sampling,
+                random_seed=facts.random_seed,
+                may_end=facts.until_end,
+                keep=facts.keep,
+            )
+        return [self._playing(asked, first.numbered(number)) for number in range(asked.config.takes)]
+
+    def resume(
+        self,
+        seed: Seed,
+        config: ContinueConfig,
+        sampling: SamplingConfig,
+        steering: SteeringConfig,
+        *,
+        seed_ids: Sequence[int],
+        take: generate.Take,
+        made: Sequence[int],
+    ) -> Playing:
+        """A playing that goes on from `take`, which has written the ids `made` since the join. Errors as in `begin`."""
+        return self._playing(self._asked(seed, config, sampling, steering, seed_ids), take, made)
+
+    def _asked(
+        self,
+        seed: Seed,
+        config: ContinueConfig | None,
+        sampling: SamplingConfig | None,
+        steering: SteeringConfig | None,
+        seed_ids: Sequence[int] | None,
+    ) -> _Asked:
+        config, sampling, steering = config or ContinueConfig(), sampling or SamplingConfig(), steering or UNSTEERED
         performance, names, remarks = _read(seed)
-        seed_ids, more_remarks = self._seed_ids(performance, config.seed_notes, _name_of(seed))
+        if seed_ids is None:
+            seed_ids, more_remarks = self.seed_ids(performance, config.seed_notes, _name_of(seed))
+            remarks += more_remarks
         if steering.in_key and steering.pitch_classes is None:
             found = key.find(performance.take(slice(-config.seed_notes, None)))
             steering = replace(steering, pitch_classes=found.pitch_classes)
-        until_end = config.until_end or steering.end_within is not None
         written = writable(performance)
-        first = generate.begin(self.engine, seed_ids, sampling, random_seed=random_seed, may_end=until_end)
         provenance = Provenance(
             version=__version__,
             weights_sha256=self.weights.sha256,
             engine=self.engine.name,
             sampling=sampling,
-            random_seed=random_seed,
+            random_seed=secrets.randbelow(2**32) if config.random_seed is None else config.random_seed,
             take=0,
-            until_end=until_end,
+            until_end=config.until_end or steering.end_within is not None,
             only_new=config.only_new,
-            keep=first.keep,
+            keep=generate.default_keep(self.engine),
             boundary=float(performance.onset[-1]),
             new_part=next_part(written),
             new_notes=0,
-            seed_ids=seed_ids,
+            seed_ids=tuple(int(i) for i in seed_ids),
             steering=steering,
         )
-        return [
-            Playing(
-                self.tokenizer,
-                first.numbered(number),
-                written,
-                provenance.boundary,
-                replace(provenance, take=number),
-                limit_notes=config.notes,
-                limit_seconds=config.limit_seconds,
-                seed_names=names,
-                remarks=remarks + more_remarks,
-            )
-            for number in range(config.takes)
-        ]
+        return _Asked(config, written, names, remarks, provenance)
+
+    def _playing(self, asked: _Asked, take: generate.Take, made: Sequence[int] = ()) -> Playing:
+        return Playing(
+            self.tokenizer,
+            take,
+            asked.seed,
+            asked.provenance.boundary,
+            replace(asked.provenance, take=take.number),
+            limit_notes=asked.config.notes,
+            limit_seconds=asked.config.limit_seconds,
+            seed_names=asked.seed_names,
+            remarks=asked.remarks,
+            made=made,
+        )
 
     def replay(self, source: str | Path | bytes) -> Playing:
         """The take that a file written by `Continuation.write` holds, about to be made again from its settings.
@@ -179,9 +230,7 @@ class Continuer:
             seed_names=report.parts[: provenance.new_part],
         )
 
-    def _seed_ids(
-        self, performance: Performance, seed_notes: int, name: str
-    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def seed_ids(self, performance: Performance, seed_notes: int, name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Ids of the last notes, with BOS if they are all, and remarks on what encoding changed."""
         longest = generate.longest_seed(self.engine)
         if seed_notes > longest:

@@ -96,7 +96,7 @@ def begin(
     ids = tuple(int(i) for i in seed_ids)
     positions = engine.config.max_positions
     if keep is None:
-        keep = max(1, positions // 2 // EVENT_TOKENS)
+        keep = default_keep(engine)
     if keep < 1 or not _has_room(keep * EVENT_TOKENS, positions):
         raise ValueError(f"keep must be at least 1 event and leave room in {positions} tokens, not {keep}")
     if not 0 <= random_seed <= LARGEST_SEED:
@@ -111,9 +111,53 @@ def begin(
     state = engine.zero_state()
     if len(ids) > 1:
         _, state = engine.forward(_row(ids[:-1]), state, last_only=True)
-    anchor = ids[ids[0] == BOS :][: keep // 2 * EVENT_TOKENS]
-    take = Take(engine, sampling, random_seed, 0, may_end, keep, anchor, ids, state, grammar)
+    take = Take(engine, sampling, random_seed, 0, may_end, keep, _anchor(ids, keep), ids, state, grammar)
     return take.numbered(number)
+
+
+def begin_after(
+    take: Take, sampling: SamplingConfig, *, random_seed: int, number: int = 0, may_end: bool = False
+) -> Take:
+    """A new take that begins where `take` stands, as if its window were the seed, without reading it again.
+
+    ValueError for a random seed outside 0 to 2**64 - 1, and where the window leaves no room for one more event.
+    """
+    if not 0 <= random_seed <= LARGEST_SEED:
+        raise ValueError(f"random seed must be in 0 to 2**64 - 1, not {random_seed}")
+    if not _has_room(len(take.window), take.engine.config.max_positions):
+        raise ValueError(f"a window of {len(take.window)} ids leaves no room for a note: begin from a shorter one")
+    return replace(
+        take,
+        sampling=sampling,
+        random_seed=random_seed,
+        may_end=may_end,
+        anchor=_anchor(take.window, take.keep),
+        events=0,
+    ).numbered(number)
+
+
+def after_reading(take: Take, ids: Sequence[int]) -> Take:
+    """The take that has read whole events beside its own, as if they had been in its seed; `events` stays.
+
+    ValueError for illegal ids and where they leave no room for one more event.
+    """
+    if not len(ids):
+        return take
+    window = take.window + tuple(int(i) for i in ids)
+    if not _has_room(len(window), take.engine.config.max_positions):
+        raise ValueError(f"{len(window)} ids leave no room for a note: begin from fewer")
+    grammar = take.grammar
+    for token in ids:
+        grammar = grammar.after(int(token))
+    if grammar.slot is not Slot.DELTA:
+        raise ValueError("the ids end with EOS or inside an event: nothing can follow")
+    _, state = take.engine.forward(_row(window[len(take.window) - 1 : -1]), take.state, last_only=True)
+    return replace(take, window=window, state=state, grammar=grammar)
+
+
+def default_keep(engine: Engine) -> int:
+    """Events that the state is rebuilt from when the context is full: half of it."""
+    return max(1, engine.config.max_positions // 2 // EVENT_TOKENS)
 
 
 def longest_seed(engine: Engine) -> int:
@@ -178,6 +222,10 @@ def _rebuilt(take: Take) -> tuple[int, ...]:
     while take.anchor and latest and latest[0] == BLOCKS[Slot.DELTA].start:
         latest = latest[EVENT_TOKENS:]
     return take.anchor + latest
+
+
+def _anchor(ids: tuple[int, ...], keep: int) -> tuple[int, ...]:
+    return ids[ids[0] == BOS :][: keep // 2 * EVENT_TOKENS]
 
 
 def _row(ids: Sequence[int]) -> NDArray[np.int64]:
