@@ -29,7 +29,7 @@ HOUSE = (
     Room(2, "model", "objective optimizer checkpoint sampling generate steering snapshot"),
     Room(3, "rooms", "prepare data_statistics evaluate training_log train provenance playing continuation"),
     Room(2, "music", "overlap_index"),
-    Room(3, "rooms", "originality"),
+    Room(3, "rooms", "originality guard"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data __main__"),
     Room(4, "doors", "cli_originality"),
 )
