@@ -112,7 +112,7 @@ class Playing:
         self._notes: list[Note] = list(tokenizer.decode(made))  # time 0 is the join
         self._ids: list[int] = list(made)
         self._steering = self._steering_so_far()
-        self._finished = False
+        self._finished = self._ended = False
 
     def _steering_so_far(self) -> Steering:
         ids = self._ids
@@ -133,6 +133,11 @@ class Playing:
     def take(self) -> generate.Take:
         """Where it stands: immutable, so it may be kept."""
         return self._take
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model has ended the piece."""
+        return self._ended
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -160,7 +165,7 @@ class Playing:
         take = self._take if number is None else self._take.numbered(number)
         step = generate.advance(take, self._steering if self._steering.config.steers else None)
         if step is None:
-            self._finished = True
+            self._finished = self._ended = True
             raise StopIteration
         event, after = step
         (note,) = self._tokenizer.decode(event, origin=self.seconds)
@@ -180,7 +185,7 @@ class Playing:
     def go_back(self, mark: Mark, number: int) -> None:
         """Forgets the notes since a mark of its own; those to come are drawn as the take `number` would draw them."""
         assert mark.notes <= len(self._notes), "a mark lies ahead"
-        self._take, self._finished = mark.take, False
+        self._take, self._finished, self._ended = mark.take, False, False
         del self._notes[mark.notes :], self._ids[mark.notes * EVENT_TOKENS :]
         self._steering = self._steering_so_far()
         kept = tuple(branch for branch in self._provenance.branches if branch[0] < mark.notes)
