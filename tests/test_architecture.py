@@ -27,7 +27,7 @@ HOUSE = (
     Room(2, "music", "archives labels rules duplicates corpus journal selection"),
     Room(2, "ids", "crew published_form shards augmentation batches sitting"),
     Room(2, "model", "objective optimizer checkpoint sampling generate steering snapshot"),
-    Room(3, "rooms", "prepare data_statistics evaluate training_log train provenance playing continuation"),
+    Room(3, "rooms", "prepare data_statistics evaluate training_log train samples provenance playing continuation"),
     Room(2, "music", "overlap_index"),
     Room(3, "rooms", "originality guard"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data __main__"),

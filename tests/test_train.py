@@ -44,6 +44,7 @@ CONFIG = replace(
     warmup_steps=2,
     validate_every=3,
     checkpoint_every=100,
+    samples=0,
 )
 
 
@@ -557,17 +558,19 @@ def test_a_loss_scale_that_cannot_shrink_is_no_number(data: Path) -> None:
 def test_tensorboard_gets_the_same_figures(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard, of the extra `train`, is not installed")
     monkeypatch.undo()
-    train(replace(CONFIG, steps=2), data, tmp_path / "run")
+    train(replace(CONFIG, steps=11), data, tmp_path / "run")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()
-    (loss,) = found.Scalars("loss")
-    assert loss.step == 2
-    assert loss.value == pytest.approx(lines(tmp_path / "run")[1]["loss"])
-    assert {"norm", "rate", "memory_bytes", "loss of pitch", "bits a note", "bits a note, made"} <= set(
-        found.Tags()["scalars"]
-    )
+    told = {line["step"]: line for line in lines(tmp_path / "run") if "loss" in line}
+    assert [scalar.step for scalar in found.Scalars("loss")] == list(told) == [10, 11]
+    for name in ("loss", "norm", "rate", "tokens_per_second", "memory_bytes", "seconds_left"):
+        assert [s.value for s in found.Scalars(name)] == pytest.approx([line[name] for line in told.values()])
+    for slot in ("delta", "pitch", "duration", "velocity"):
+        assert found.Scalars(f"loss of {slot}")[0].value == pytest.approx(told[10]["slots"][slot])
+    assert {"bits a note", "bits a note, made"} <= set(found.Tags()["scalars"])
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_hours_are_told_as_hours() -> None:

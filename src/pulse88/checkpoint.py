@@ -40,6 +40,7 @@ CHANGEABLE = {
     "micro_windows": "the order in which gradients are rounded and, with dropout, what is dropped",
     "gradient_checkpointing": "memory and time only",
     "validate_every": "when it is validated",
+    "samples": "what is played at validations",
     "checkpoint_every": "when checkpoints are made",
     "checkpoint_minutes": "when checkpoints are made",
 }

@@ -173,6 +173,7 @@ class TrainConfig:
     velocity_shift: int = setting(0, "Largest random change of loudness either way, in velocity bins of about 8.5.")
     precision: str = setting("fp16", "fp32, bf16 or fp16 (with loss scaling) for matrix products on a GPU.")
     validate_every: int = setting(2700, "Steps between validations.")
+    samples: int = setting(3, "Held-out beginnings that are played on from at each validation; 0 for none.")
     checkpoint_every: int = setting(500, "Steps between checkpoints.")
     checkpoint_minutes: float = setting(15.0, "Minutes between checkpoints, beside those by steps; 0 for none.")
     gradient_checkpointing: bool = setting(
@@ -188,7 +189,7 @@ class TrainConfig:
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "embedding_init_std"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("seed", "muon_learning_rate", "weight_decay", "checkpoint_minutes"):
+        for name in ("seed", "muon_learning_rate", "weight_decay", "checkpoint_minutes", "samples"):
             _require(0 <= getattr(self, name) < math.inf, f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("label_smoothing", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")

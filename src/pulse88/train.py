@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pulse88 import checkpoint, shards
+from pulse88 import checkpoint, samples, shards
 from pulse88.batches import Batches, TokenCorpus
 from pulse88.checkpoint import CheckpointError, Circumstances, Progress
 from pulse88.config import TrainConfig
@@ -173,6 +173,7 @@ def train(
                 likelihood_found = trainer.validate(held_out)
                 if log:
                     log.validation(progress, likelihood_found)
+                    _play_samples(log, trainer, progress, held_out, grid)
         if saved != progress.step:
             _save(run, trainer, progress, circumstances)
         if log:
@@ -331,6 +332,24 @@ def precision_on(device: torch.device, config: TrainConfig) -> torch.dtype | Non
     if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError("this GPU has no bf16: set precision=fp16, which scales the loss")
     return torch.bfloat16 if config.precision == "bf16" else torch.float16
+
+
+def _play_samples(
+    log: TrainingLog, trainer: Trainer, progress: Progress, held_out: TokenCorpus, grid: TimeGrid
+) -> None:
+    """Writes and logs what the weights play. Where that fails, it is told, and the training goes on."""
+    config = trainer.config
+    if not config.samples:
+        return
+    tensors = {name: value.detach().float().cpu().numpy() for name, value in trainer.model.state_dict().items()}
+    folder = log.run / "samples" / f"step-{progress.step:08d}"
+    model, began = config.model_config, time.monotonic()
+    try:
+        told = samples.play(tensors, model, grid, held_out, folder, count=config.samples, random_seed=config.seed)
+    except (ValueError, OSError) as error:
+        _log.warning("no samples at step %d: %s", progress.step, error)
+        return
+    log.samples(progress, told, time.monotonic() - began)
 
 
 def _save(run: Path, trainer: Trainer, progress: Progress, circumstances: Circumstances) -> None:

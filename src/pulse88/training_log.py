@@ -3,6 +3,7 @@
 RUN/log.jsonl          a JSON object a line: start, every tenth step, validations, end
     training_log.txt   the exact loss of every step
     loss.png           the curve, drawn at every validation
+    samples/           what the weights play at every validation (samples.py)
     tensorboard/       the same figures, where tensorboard is installed
 """
 
@@ -21,6 +22,7 @@ from pulse88.checkpoint import Progress
 from pulse88.config import TrainConfig
 from pulse88.evaluate import Likelihood
 
+SAMPLE_FIGURES = ("density", "range", "repetition", "pitch_class_cosine")  # means of them are drawn
 LOG_EVERY = 10  # steps between lines of log.jsonl
 _log = logging.getLogger(__name__)
 
@@ -89,8 +91,9 @@ class TrainingLog:
             "rate": self.config.learning_rate_at(progress.step - 1),
             "tokens_per_second": speed,
             "memory_bytes": memory,
+            "seconds_left": left,
         }
-        self._line(step=progress.step, tokens=progress.tokens, **values, slots=figures.slots, seconds_left=left)
+        self._line(step=progress.step, tokens=progress.tokens, **values, slots=figures.slots)
         self._scalars(progress.step, {**values, **{f"loss of {s}": v for s, v in (figures.slots or {}).items()}})
         pace = f", {speed / 1000:.1f}k tokens/s, {duration(left)} left" if speed and left is not None else ""
         _log.info("step %d of %d: loss %.4f%s", progress.step, self.config.steps, figures.loss, pace)
@@ -103,6 +106,12 @@ class TrainingLog:
         self._scalars(progress.step, {"bits a note": found.bits_per_note, **groups})
         _log.info("validation at step %d: %.4f bits a note", progress.step, found.bits_per_note)
         draw_curve(self.run)
+
+    def samples(self, progress: Progress, told: list[dict[str, Any]], seconds: float) -> None:
+        """The figures of what was played, by file, and their means over all files for tensorboard."""
+        self._line(event="samples", step=progress.step, tokens=progress.tokens, seconds=round(seconds, 2), files=told)
+        means = {name: sum(row[name] for row in told) / len(told) for name in SAMPLE_FIGURES} if told else {}
+        self._scalars(progress.step, {f"samples, {name.replace('_', ' ')}": value for name, value in means.items()})
 
     def close(self) -> None:
         """Writes out what TensorBoard holds back."""
