@@ -30,6 +30,7 @@ HOUSE = (
     Room(3, "rooms", "prepare data_statistics evaluate training_log train samples provenance playing continuation"),
     Room(2, "music", "overlap_index"),
     Room(3, "rooms", "originality guard"),
+    Room(3, "rooms", "page"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data __main__"),
     Room(4, "doors", "cli_originality"),
 )
