@@ -17,24 +17,32 @@ import triton.language as tl
 from torch import Tensor
 
 VALUE_CHANNELS = 128  # of a program where nothing is normalised, so that heads don't matter
-TOKENS = 32  # of a program
+TOKENS = 16  # of a program; with more, its values no longer fit into registers
 
 
 @triton.jit
-def _rows(x, tail, batch, source, channel, inside, tokens, x_batch, x_token, channels, W: tl.constexpr):
+def _rows(x, tail, source, channel, inside, tokens, x_token, channels, W: tl.constexpr):
     """[R, DP] inputs of the tokens `source`; those before the first come from the tail, those after the last are 0."""
     here = (source >= 0) & (source < tokens)
-    row = tl.load(
-        x + batch * x_batch + source[:, None] * x_token + channel[None, :],
-        mask=here[:, None] & inside[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    before = tl.load(
-        tail + (batch * (W - 1) + source[:, None] + (W - 1)) * channels + channel[None, :],
-        mask=(source < 0)[:, None] & inside[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    return row + before
+    place = source[:, None] * x_token + channel[None, :]
+    rows = tl.load(x + place, mask=here[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    if tl.program_id(0) == 0:
+        place = (source[:, None] + (W - 1)) * channels + channel[None, :]
+        rows += tl.load(tail + place, mask=(source < 0)[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    return rows
+
+
+@triton.jit
+def _mixed(
+    x, tail, weight, token, channel, inside, tokens, x_token, channels,
+    DP: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """[R, DP] results of the convolution."""
+    mixed = tl.zeros([R, DP], tl.float32)
+    for tap in tl.static_range(W):
+        rows = _rows(x, tail, token + (tap - (W - 1)), channel, inside, tokens, x_token, channels, W)
+        mixed += rows * tl.load(weight + channel * W + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return mixed
 
 
 @triton.jit
@@ -48,15 +56,14 @@ def _forward(
     lane = tl.arange(0, DP)
     inside = lane < D
     channel = first_channel + head * D + lane
-    mixed = tl.zeros([R, DP], tl.float32)
-    for tap in tl.static_range(W):
-        source = token + tap - (W - 1)
-        row = _rows(x, tail, batch, source, channel, inside, tokens, x_batch, x_token, channels, W)
-        mixed += row * tl.load(weight + channel * W + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+    x += batch * x_batch
+    tail += batch * (W - 1) * channels
+    mixed = _mixed(x, tail, weight, token, channel, inside, tokens, x_token, channels, DP, W, R)
     result = mixed * tl.sigmoid(mixed)
     if NORMALISED:
         result *= scale * tl.rsqrt(tl.sum(result * result, 1) + 1e-6)[:, None]
-    place = ((batch * tokens + token[:, None]) * heads + head) * D + lane[None, :]
+    out += batch * tokens * heads * D
+    place = (token[:, None] * heads + head) * D + lane[None, :]
     tl.store(out + place, result.to(out.dtype.element_ty), mask=(token < tokens)[:, None] & inside[None, :])
 
 
@@ -73,12 +80,11 @@ def _backward_mixed(
     inside = lane < D
     channel = first_channel + head * D + lane
     valid = (token < tokens)[:, None] & inside[None, :]
-    mixed = tl.zeros([R, DP], tl.float32)
-    for tap in tl.static_range(W):
-        source = token + tap - (W - 1)
-        row = _rows(x, tail, batch, source, channel, inside, tokens, x_batch, x_token, channels, W)
-        mixed += row * tl.load(weight + channel * W + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
-    place = ((batch * tokens + token[:, None]) * heads + head) * D + lane[None, :]
+    x += batch * x_batch
+    tail += batch * (W - 1) * channels
+    mixed = _mixed(x, tail, weight, token, channel, inside, tokens, x_token, channels, DP, W, R)
+    out_gradient += batch * tokens * heads * D
+    place = (token[:, None] * heads + head) * D + lane[None, :]
     gradient = tl.load(out_gradient + place, mask=valid, other=0.0).to(tl.float32)
     gate = tl.sigmoid(mixed)
     if NORMALISED:
@@ -87,16 +93,16 @@ def _backward_mixed(
         unit = active * inverse
         gradient = scale * inverse * (gradient - unit * tl.sum(unit * gradient, 1)[:, None])
     gradient *= gate * (1 + mixed * (1 - gate))
+    mixed_gradient += batch * tokens * channels
     tl.store(
-        mixed_gradient + (batch * tokens + token[:, None]) * channels + channel[None, :],
+        mixed_gradient + token[:, None] * channels + channel[None, :],
         gradient.to(mixed_gradient.dtype.element_ty),
         mask=valid,
     )
-    part = (batch * tl.num_programs(0) + block) * W * channels
+    weight_gradients += (batch * tl.num_programs(0) + block) * W * channels
     for tap in tl.static_range(W):
-        source = token + tap - (W - 1)
-        row = _rows(x, tail, batch, source, channel, inside, tokens, x_batch, x_token, channels, W)
-        tl.store(weight_gradients + part + tap * channels + channel, tl.sum(row * gradient, 0), mask=inside)
+        rows = _rows(x, tail, token + (tap - (W - 1)), channel, inside, tokens, x_token, channels, W)
+        tl.store(weight_gradients + tap * channels + channel, tl.sum(rows * gradient, 0), mask=inside)
 
 
 @triton.jit
@@ -109,25 +115,29 @@ def _backward_inputs(
     batch = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * DP + tl.arange(0, DP)
     inside = channel < channels
+    mixed_gradient += batch * tokens * channels
     total = tl.zeros([R, DP], tl.float32)
     for tap in tl.static_range(W):
-        token = source + (W - 1) - tap
-        row = tl.load(
-            mixed_gradient + (batch * tokens + token[:, None]) * channels + channel[None, :],
+        token = source + ((W - 1) - tap)
+        rows = tl.load(
+            mixed_gradient + token[:, None] * channels + channel[None, :],
             mask=((token >= 0) & (token < tokens))[:, None] & inside[None, :],
             other=0.0,
         ).to(tl.float32)
-        total += row * tl.load(weight + channel * W + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total += rows * tl.load(weight + channel * W + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+    x_gradient += batch * tokens * channels
     tl.store(
-        x_gradient + (batch * tokens + source[:, None]) * channels + channel[None, :],
+        x_gradient + source[:, None] * channels + channel[None, :],
         total.to(x_gradient.dtype.element_ty),
         mask=((source >= 0) & (source < tokens))[:, None] & inside[None, :],
     )
-    tl.store(
-        tail_gradient + (batch * (W - 1) + source[:, None] + (W - 1)) * channels + channel[None, :],
-        total.to(tail_gradient.dtype.element_ty),
-        mask=(source < 0)[:, None] & inside[None, :],
-    )
+    if tl.program_id(0) == 0:
+        tail_gradient += batch * (W - 1) * channels
+        tl.store(
+            tail_gradient + (source[:, None] + (W - 1)) * channels + channel[None, :],
+            total.to(tail_gradient.dtype.element_ty),
+            mask=(source < 0)[:, None] & inside[None, :],
+        )
 
 
 def _parts(channels: int, heads: int, key_dim: int) -> list[tuple[int, int, int, bool]]:

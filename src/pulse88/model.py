@@ -112,19 +112,16 @@ class GatedDeltaNet(nn.Module):
 
     def inputs(self, x_BTI: Tensor, tail_BWC: Tensor) -> tuple[Tensor, ...]:
         """Everything the delta rule takes, the output gate, and the convolution's new tail."""
-        config = self.config
-        keys, values, heads = config.gdn_key_width, config.gdn_value_width, config.gdn_num_heads
-        projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.a_proj, self.b_proj)
-        fused = F.linear(x_BTI, torch.cat([p.weight for p in projections]))
-        qkv_BTC, gate_BTV, a_BTH, b_BTH = torch.split(fused, [2 * keys + values, values, heads, heads], dim=-1)
+        heads, key_dim = self.config.gdn_num_heads, self.config.gdn_key_dim
+        qkv_BTC, gate_BTV, a_BTH, b_BTH = self.project(x_BTI)
         convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         weight_CX = torch.cat([c.weight[:, 0] for c in convs])
         if self.kernel == "fla":
             from pulse88.kernel_heads import heads_op  # needs Triton, which is not everywhere
 
-            q_BTHK, k_BTHK, v_BTHV = heads_op(qkv_BTC, tail_BWC, weight_CX, heads, config.gdn_key_dim)
+            q_BTHK, k_BTHK, v_BTHV = heads_op(qkv_BTC, tail_BWC, weight_CX, heads, key_dim)
         else:
-            q_BTHK, k_BTHK, v_BTHV = convolved_heads(qkv_BTC, tail_BWC, weight_CX, heads, config.gdn_key_dim)
+            q_BTHK, k_BTHK, v_BTHV = convolved_heads(qkv_BTC, tail_BWC, weight_CX, heads, key_dim)
         recent_BWC = qkv_BTC[:, max(qkv_BTC.shape[1] - tail_BWC.shape[1], 0) :].to(tail_BWC.dtype)
         tail_BWC = torch.cat((tail_BWC[:, recent_BWC.shape[1] :], recent_BWC), dim=1)
         gate_BTHV = heads_apart(gate_BTV, heads)
@@ -132,6 +129,19 @@ class GatedDeltaNet(nn.Module):
         g_BTH = -self.A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + self.dt_bias)
         beta_BTH = b_BTH.to(wide).sigmoid()
         return q_BTHK, k_BTHK, v_BTHV, gate_BTHV, g_BTH, beta_BTH, tail_BWC
+
+    def project(self, x_BTI: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values side by side, the output gate, and what decay and beta are made of."""
+        qkv = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        ab = torch.cat((self.a_proj.weight, self.b_proj.weight))
+        if self.kernel == "fla":
+            # Three products: the gradient of a single one would first have to be gathered from its parts.
+            a_BTH, b_BTH = F.linear(x_BTI, ab).chunk(2, dim=-1)
+            return F.linear(x_BTI, qkv), self.g_proj(x_BTI), a_BTH, b_BTH
+        fused = F.linear(x_BTI, torch.cat((qkv, self.g_proj.weight, ab)))
+        sizes = [len(qkv), self.config.gdn_value_width, self.config.gdn_num_heads, self.config.gdn_num_heads]
+        qkv_BTC, gate_BTV, a_BTH, b_BTH = torch.split(fused, sizes, dim=-1)
+        return qkv_BTC, gate_BTV, a_BTH, b_BTH
 
     def output(self, out_BTHV: Tensor, gate_BTHV: Tensor) -> Tensor:
         """Normalised per head, gated, projected back to I."""
