@@ -27,7 +27,7 @@ setup(
     ext_modules=[
         Extension(
             "pulse88.engine._native",
-            [f"{KERNELS}/{name}.c" for name in ("native", "baseline", "avx2", "avx512")],
+            [f"{KERNELS}/{name}.c" for name in ("native", "baseline", "avx2", "avx512", "avx512vnni")],
             depends=[f"{KERNELS}/{name}.h" for name in ("native", "products", "forward")],
             optional=True,
             py_limited_api=True,

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from engine_law import TOLERANCE, distance, in_pieces, law_error, random_ids, random_weights, weights_of
 from pulse88.config import TINY, ModelConfig
 from pulse88.engine import library as native_library
-from pulse88.engine.library import KERNELS, PAGE, Call, kernels, library
+from pulse88.engine.library import BYTES, FLOATS, KERNELS, PAGE, WORDS, Call, Sequence, kernels, library
 from pulse88.engine.native import NativeEngine
-from pulse88.engine.native_state import Cache, Loan, NativeState, Pool, page_parts
+from pulse88.engine.native_state import Cache, Loan, NativeState, Pool
 from pulse88.engine.plan import ALIGNMENT
 from pulse88.engine.reference import NumpyEngine
-from pulse88.engine.state import Claims
 from pulse88.engine.weights import Weights
 
 try:
@@ -45,6 +44,7 @@ ODD = ModelConfig(
 )
 GDN_ONLY = replace(TINY, layer_types=(("gdn", "gdn"),), conv_size=1)
 GQA_ONLY = replace(TINY, layer_types=(("gqa",),))
+SEQUENCE = {name for name, _ in Sequence._fields_}
 SHAPES = {"tiny": TINY, "odd": ODD, "gdn": GDN_ONLY, "gqa": GQA_ONLY}
 
 
@@ -55,6 +55,11 @@ def weights_for(shape: str, precision: str) -> Weights:
 
 def engine(precision: str = "int8", kernel: str | None = None) -> NativeEngine:
     return NativeEngine(weights_for("tiny", precision), kernel)
+
+
+def tolerance(ours: NativeEngine, precision: str) -> float:
+    """A kernel that sums bytes takes activations in 16 bits: 3e-4 of the logits' spread in the full model."""
+    return 5e-3 if ours.kernel == "avx512vnni" and precision == "int8" else TOLERANCE
 
 
 # ---------------------------------------------------------------- the same function as the numpy engine
@@ -73,8 +78,8 @@ def test_agrees_with_numpy_in_logits_and_states(shape, precision, kernel):
             logits, state = ours.forward(ids[:, start : start + piece], state)
             true_logits, true_state = truth.forward(ids[:, start : start + piece], true_state)
             assert true_logits.std() > 1  # or the comparison would mean little
-            np.testing.assert_allclose(logits, true_logits, atol=TOLERANCE, rtol=0)
-            assert distance(state.snapshot(), true_state.snapshot()) < TOLERANCE
+            np.testing.assert_allclose(logits, true_logits, atol=tolerance(ours, precision), rtol=0)
+            assert distance(state.snapshot(), true_state.snapshot()) < tolerance(ours, precision)
             start += piece
 
 
@@ -86,8 +91,19 @@ def test_agrees_with_numpy_in_full_size(precision):
     ids = random_ids(weights.config, 1, 150)
     logits, state = in_pieces(ours, ids, [149, 1])
     true_logits, true_state = in_pieces(truth, ids, [149, 1])
-    np.testing.assert_allclose(logits, true_logits, atol=TOLERANCE, rtol=0)
-    assert distance(state.snapshot(), true_state.snapshot()) < TOLERANCE
+    np.testing.assert_allclose(logits, true_logits, atol=tolerance(ours, precision), rtol=0)
+    assert distance(state.snapshot(), true_state.snapshot()) < tolerance(ours, precision)
+
+
+@pytest.mark.skipif("avx512vnni" not in RUNNING, reason="this machine has no instructions that sum bytes")
+def test_sums_of_bytes_lose_nothing_that_is_no_number():
+    """A weight that makes activations infinite makes the logits no numbers, with every kernel."""
+    tensors = dict(weights_for("gqa", "fp32").tensors)
+    tensors["layers.0.norm_gqa.weight"] = np.full(TINY.d_model, 3e38, np.float32)
+    for kernel in RUNNING:
+        ours = NativeEngine(Weights(GQA_ONLY, tensors).as_int8(), kernel)
+        logits, _ = ours.forward([[1, 2, 3]], ours.zero_state())
+        assert np.isnan(logits).any(), kernel
 
 
 def test_rounding_is_no_larger_than_numpys():
@@ -187,14 +203,17 @@ def tampered(state: NativeState, part: str) -> NativeState:
         other.array[...] = loan.array
         return other
 
-    memory, rows, tails = copy(state.memory_MBHKV), copy(state.rows_MBF), copy(state.tails_MBTW)
-    keys = state.cache.keys_ABGNE.copy()
-    page_keys, errors, _ = page_parts(TINY, rows.array.reshape(-1, rows.array.shape[-1]))
-    parts = {"memory": memory.array, "tail": tails.array, "errors": errors, "page keys": page_keys, "keys": keys}
-    assert parts[part].any()
-    parts[part][...] = 0
-    cache = Cache(keys, state.cache.values_ABGNE, Claims(state.position, 0))
-    return replace(state, memory_MBHKV=memory, rows_MBF=rows, tails_MBTW=tails, cache=cache)
+    (strand,) = state.strands
+    memory, rows, tails = copy(strand.memory_MHKV), copy(strand.rows_MF), copy(strand.tails_MTW)
+    cache = Cache(TINY, len(strand.cache.keys_AGNE), strand.cache.capacity, strand.cache.capacity)
+    cache.fill(strand.cache, 0, strand.position)
+    other = replace(strand, memory_MHKV=memory, rows_MF=rows, tails_MTW=tails, cache=cache)
+    page_keys, errors, _ = other.page(TINY)
+    parts = {"memory": memory.array, "tail": tails.array, "errors": errors, "page keys": page_keys}
+    forgotten = (parts | {"keys": cache.keys_AGNE})[part]
+    assert forgotten.any()
+    forgotten[...] = 0
+    return NativeState(TINY, (other,))
 
 
 @pytest.mark.parametrize("part", ["memory", "tail", "errors", "page keys", "keys"])
@@ -249,7 +268,7 @@ def test_forks_disturb_neither_each_other_nor_their_origin(start):
     assert all(np.array_equal(forks.snapshot()[name][1], array[0]) for name, array in before.items())
     _, alone = ours.forward(ids[1:2, start:], origin)
     assert all(np.array_equal(after.snapshot()[name][1], array[0]) for name, array in alone.snapshot().items())
-    assert ours.fork(origin, 1) is origin
+    assert ours.fork(origin, 1) == origin
     with pytest.raises(ValueError, match="batch of 3"):
         ours.fork(after, 2)
     with pytest.raises(ValueError, match="1 or more"):
@@ -390,6 +409,7 @@ def test_weights_that_are_too_short_are_refused():
     "changes",
     [
         {"batch": 0},
+        {"batch": 2**62},
         {"tokens": 0},
         {"position": -1},
         {"position": 256},
@@ -397,7 +417,6 @@ def test_weights_that_are_too_short_are_refused():
         {"tokens": 2**62},
         {"capacity": 0},
         {"capacity": 24},
-        {"memories": 2},
         {"prefix": 64},
         {"prefix": -64},
         {"prefix_capacity": -64},
@@ -411,17 +430,21 @@ def test_calls_that_do_not_fit_are_refused(changes):
         "batch": 1,
         "tokens": 4,
         "position": 0,
-        "memories": 1,
         "capacity": 64,
         "logit_rows": 0,
         "scratch_floats": 2**40,
     }
-    call = Call(**(fitting | changes), ids=ids.ctypes.data)
+
+    def call_of(**changes: int) -> Any:
+        values = fitting | changes
+        sequence = Sequence(**{name: values[name] for name in values.keys() & SEQUENCE})
+        own = {name: values[name] for name in values.keys() - SEQUENCE}
+        return ctypes.byref(Call(**own, ids=ids.ctypes.data, sequences=(Sequence * 1)(sequence)))
+
     pointers = PLANNED._plan.ctypes.data, PLANNED._weights.ctypes.data
-    assert library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
+    assert library().p88_forward(0, *pointers, call_of(**changes)) == 0
     ids[0, 3] = 171
-    call = Call(**fitting, ids=ids.ctypes.data)
-    assert library().p88_forward(0, *pointers, ctypes.byref(call)) == 0
+    assert library().p88_forward(0, *pointers, call_of()) == 0
 
 
 # ---------------------------------------------------------------- packing
@@ -432,19 +455,22 @@ def test_calls_that_do_not_fit_are_refused(changes):
 def test_packed_matrices_hold_every_value_once(rows, quads):
     cols, rng = 4 * quads, np.random.default_rng(rows)
     padded = -(-rows // 16) * 16
-    for is_int8 in (True, False):
-        values = rng.integers(-127, 128, (rows, cols)).astype(np.int8 if is_int8 else np.float32)
-        size = library().p88_packed_bytes(is_int8, rows, cols)
+    for form in (FLOATS, WORDS, BYTES):
+        values = rng.integers(-127, 128, (rows, cols)).astype(np.float32 if form == FLOATS else np.int8)
+        size = library().p88_packed_bytes(form, rows, cols)
         assert size == padded * cols * values.itemsize
         packed = np.full(size, 99, np.uint8)
-        assert library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size)
-        assert not library().p88_pack(is_int8, values.ctypes.data, rows, cols, packed.ctypes.data, size - 1)
+        assert library().p88_pack(form, values.ctypes.data, rows, cols, packed.ctypes.data, size)
+        assert not library().p88_pack(form, values.ctypes.data, rows, cols, packed.ctypes.data, size - 1)
         whole, start = packed.view(values.dtype), 0
         for first in range(0, padded, 64):
             width = min(64, padded - first)
             group = whole[start : start + width * cols]
             real = values[first : first + width]
-            if is_int8:  # Words of four inputs, the lowest first, each carrying into the next.
+            if form == BYTES:  # Four inputs of an output side by side, each 128 too large.
+                quads_of = group.view(np.uint8).reshape(quads, width, 4)[:, : len(real)].astype(np.int64) - 128
+                assert np.array_equal(quads_of.swapaxes(0, 1).reshape(real.shape), real)
+            elif form == WORDS:  # Words of four inputs, the lowest first, each carrying into the next.
                 words = group.view("<i4").reshape(quads, width).astype(np.int64)
                 sums = real.astype(np.int64).reshape(-1, quads, 4) @ (1 << np.array([0, 8, 16, 24]))
                 assert np.array_equal(words[:, : len(real)].T, sums)
@@ -453,6 +479,8 @@ def test_packed_matrices_hold_every_value_once(rows, quads):
                 assert np.array_equal(group.reshape(cols, width)[:, : len(real)].T, real)
                 assert not group.reshape(cols, width)[:, len(real) :].any()
             start += width * cols
+    assert library().p88_packed_bytes(BYTES, 1, 2**16 + 4) == -1  # Its sums might not fit 32 bits.
+    assert not library().p88_pack(3, values.ctypes.data, rows, cols, packed.ctypes.data, size)
 
 
 def test_pages_begin_where_python_thinks():
@@ -460,8 +488,9 @@ def test_pages_begin_where_python_thinks():
     ours = engine("fp32")
     _, state = ours.forward(random_ids(TINY, 1, PAGE), ours.zero_state())
     _, later = ours.forward(random_ids(TINY, 1, 3), state)
-    assert later.memory_MBHKV is state.memory_MBHKV  # Within a page nothing is rewritten.
-    assert later.rows_MBF is state.rows_MBF
+    (before,), (after,) = state.strands, later.strands
+    assert after.memory_MHKV is before.memory_MHKV  # Within a page nothing is rewritten.
+    assert after.rows_MF is before.rows_MF
 
 
 def test_a_missing_or_foreign_library_is_told(monkeypatch):

@@ -6,20 +6,30 @@ import ctypes
 import importlib.util
 from functools import cache
 
-KERNELS = ("baseline", "avx2", "avx512")  # in the order of the library's numbers, slowest first
+KERNELS = ("baseline", "avx2", "avx512", "avx512vnni")  # in the order of the library's numbers, slowest first
 PAGE = 16  # tokens between two rewritings of a GDN memory
 KEYS = 64  # keys side by side in the cache
+FLOATS, WORDS, BYTES = range(3)  # forms of packed weights
 PLAN_SIZES = (22, 23)  # values of a plan's head and of one of its mixers
+
+
+class Sequence(ctypes.Structure):
+    """`Sequence` of native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("position", "capacity", "prefix", "prefix_capacity")),
+        *((name, ctypes.c_void_p) for name in ("old_memory", "old_rows", "old_tails", "memory", "rows", "tails")),
+        *((name, ctypes.c_void_p) for name in ("prefix_keys", "prefix_values", "keys", "values")),
+    )
 
 
 class Call(ctypes.Structure):
     """`Call` of native.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "tokens", "position", "memories", "capacity")),
-        *((name, ctypes.c_int64) for name in ("prefix", "prefix_capacity", "logit_rows", "scratch_floats")),
-        *((name, ctypes.c_void_p) for name in ("ids", "old_memory", "old_rows", "old_tails", "memory", "rows")),
-        *((name, ctypes.c_void_p) for name in ("tails", "prefix_keys", "prefix_values", "keys", "values")),
+        *((name, ctypes.c_int64) for name in ("batch", "tokens", "logit_rows", "scratch_floats")),
+        ("ids", ctypes.c_void_p),
+        ("sequences", ctypes.POINTER(Sequence)),
         *((name, ctypes.c_void_p) for name in ("logits", "scratch")),
     )
 
@@ -38,6 +48,7 @@ def library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("size_of", i64, [i64]),
         ("runs", ctypes.c_int, [ctypes.c_int]),
+        ("form", ctypes.c_int, [ctypes.c_int]),
         ("packed_bytes", i64, [ctypes.c_int, i64, i64]),
         ("pack", ctypes.c_int, [ctypes.c_int, pointer, i64, i64, pointer, i64]),
         ("check", ctypes.c_int, [pointer, i64, i64]),
@@ -49,7 +60,8 @@ def library() -> ctypes.CDLL:
         if function is None:
             raise ImportError(f"{found.origin} was built from other sources: install pulse88 again")
         function.restype, function.argtypes = result, arguments
-    if [opened.p88_size_of(i) for i in range(5)] != [ctypes.sizeof(Call), *PLAN_SIZES, PAGE, KEYS]:
+    sizes = [ctypes.sizeof(Call), *PLAN_SIZES, PAGE, KEYS, ctypes.sizeof(Sequence)]
+    if [opened.p88_size_of(i) for i in range(6)] != sizes:
         raise ImportError(f"{found.origin} was built from other sources: install pulse88 again")
     return opened
 

@@ -9,16 +9,15 @@ Shape legend: B batch, T tokens, V vocabulary; see native_state.py for the rest.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pulse88.config import ModelConfig
 from pulse88.engine.layout import mixers
-from pulse88.engine.library import KERNELS, KEYS, PAGE, Call, kernels, library
-from pulse88.engine.native_state import Cache, Floats, Loan, NativeState, Pool
+from pulse88.engine.library import KERNELS, KEYS, PAGE, Call, Sequence, kernels, library
+from pulse88.engine.native_state import Cache, Floats, Loan, NativeState, Pool, Strand
 from pulse88.engine.plan import plan_of
 from pulse88.engine.state import Claims, checked_count, checked_ids, checked_position, checked_single
 from pulse88.engine.weights import Weights
@@ -39,7 +38,7 @@ class NativeEngine:
         if self.kernel not in kernels():
             raise ValueError(f"this machine doesn't run the kernel {kernel!r}, it runs {', '.join(kernels())}")
         self._source = weights
-        self._plan, self._weights = plan_of(weights)
+        self._plan, self._weights = plan_of(weights, library().p88_form(KERNELS.index(self.kernel)))
         if not library().p88_check(self._plan.ctypes.data, self._plan.size, self._weights.size):
             raise ValueError("the native engine can't compute a model of this shape: use numpy")
         kinds = [kind for kind, _, _ in mixers(self.config)]
@@ -54,22 +53,22 @@ class NativeEngine:
     def zero_state(self, batch: int = 1) -> NativeState:
         if batch < 1:
             raise ValueError(f"a batch has 1 or more sequences, not {batch}")
-        loans = self._memory(batch), self._rows(batch), self._tails(batch)
+        loans = self._memory(), self._rows(), self._tails()
         for loan in loans:
             loan.array[...] = 0
-        cache = Cache.empty(self._gqa_count, batch, self.config, 0, 0)
-        return NativeState(self.config, 0, batch, *loans, Claims(0, PAGE), cache)
+        strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._gqa_count, 0, 0))
+        return NativeState(self.config, (strand,) * batch)
 
-    def _memory(self, batch: int) -> Loan:
+    def _memory(self) -> Loan:
         c = self.config
-        return self._pool.take((self._gdn_count, batch, c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim))
+        return self._pool.take((self._gdn_count, c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim))
 
-    def _rows(self, batch: int) -> Loan:
-        return self._pool.take((self._gdn_count, batch, self._page_floats))
+    def _rows(self) -> Loan:
+        return self._pool.take((self._gdn_count, self._page_floats))
 
-    def _tails(self, batch: int) -> Loan:
+    def _tails(self) -> Loan:
         channels = 2 * self.config.gdn_key_width + self.config.gdn_value_width
-        return self._pool.take((self._gdn_count, batch, self.config.conv_size - 1, channels))
+        return self._pool.take((self._gdn_count, self.config.conv_size - 1, channels))
 
     def forward(
         self, ids: ArrayLike, state: NativeState, *, last_only: bool = False
@@ -88,79 +87,96 @@ class NativeEngine:
     def _piece(self, ids_BT: NDArray[np.int64], state: NativeState, logit_rows: int) -> tuple[Floats, NativeState]:
         """One call of the library. Logits of no token, the last (`logit_rows` 1) or all (2)."""
         batch, tokens = ids_BT.shape
-        stop = state.position + tokens
-        memory, rows, rows_claims = state.memory_MBHKV, state.rows_MBF, state.rows_claims
-        if stop // PAGE != state.position // PAGE:
-            memory, rows, rows_claims = self._memory(batch), self._rows(batch), Claims(stop % PAGE, PAGE)
-        elif not rows_claims.claim(state.position % PAGE, stop % PAGE):
-            rows, rows_claims = self._rows(batch), Claims(stop % PAGE, PAGE)
-            rows.array[...] = state.rows_MBF.array
-        cache, prefix = self._cache_for(state, stop), state.prefix or state.cache
-        tails = self._tails(batch)
+        after = tuple(self._room_after(strand, tokens) for strand in state.strands)
+        sequences = (Sequence * batch)(*map(_sequence, state.strands, after))
         logits_BTV = np.empty((batch, (0, 1, tokens)[logit_rows], self.config.vocab_size), np.float32)
         floats: int = library().p88_scratch_floats(self._plan.ctypes.data, batch * tokens)
         scratch = self._pool.take((floats,))
         call = Call(
-            *(batch, tokens, state.position, state.memory_MBHKV.array.shape[1], cache.capacity),
-            *(state.prefix_length, prefix.capacity, logit_rows, floats),
-            ids_BT.ctypes.data,
-            *(loan.address for loan in (state.memory_MBHKV, state.rows_MBF, state.tails_MBTW, memory, rows, tails)),
-            *(prefix.keys_ABGNE.ctypes.data, prefix.values_ABGNE.ctypes.data),
-            *(cache.keys_ABGNE.ctypes.data, cache.values_ABGNE.ctypes.data),
-            *(logits_BTV.ctypes.data, scratch.address),
+            *(batch, tokens, logit_rows, floats),
+            *(ids_BT.ctypes.data, sequences, logits_BTV.ctypes.data, scratch.address),
         )
         done = library().p88_forward(
             KERNELS.index(self.kernel), self._plan.ctypes.data, self._weights.ctypes.data, ctypes.byref(call)
         )
         assert done
-        shared = state.prefix, state.prefix_length
-        return logits_BTV, NativeState(self.config, stop, batch, memory, rows, tails, rows_claims, cache, *shared)
+        return logits_BTV, NativeState(self.config, after)
 
-    def _cache_for(self, state: NativeState, stop: int) -> Cache:
-        """The state's cache with the positions up to stop claimed: the same, or a larger copy."""
-        length, needed = state.position - state.prefix_length, stop - state.prefix_length
-        if state.cache.claims.claim(length, needed):
-            return state.cache
-        limit = self.config.max_positions - state.prefix_length
-        capacity = -(-min(limit, 2 * needed) // KEYS) * KEYS
-        grown = Cache.empty(self._gqa_count, state.batch, self.config, capacity, needed)
-        grown.fill(state.cache, 0, length)
-        return grown
+    def _room_after(self, strand: Strand, tokens: int) -> Strand:
+        """The sequence after some tokens, all that it will have to write claimed for it."""
+        stop = strand.position + tokens
+        memory, rows, claims = strand.memory_MHKV, strand.rows_MF, strand.rows_claims
+        if stop // PAGE != strand.position // PAGE:
+            memory, rows, claims = self._memory(), self._rows(), Claims(stop % PAGE, PAGE)
+        elif not claims.claim(strand.position % PAGE, stop % PAGE):
+            rows, claims = self._rows(), Claims(stop % PAGE, PAGE)
+            rows.array[...] = strand.rows_MF.array
+        return Strand(stop, memory, rows, self._tails(), claims, *self._cache_for(strand, stop))
+
+    def _cache_for(self, strand: Strand, stop: int) -> tuple[Cache, Cache | None, int]:
+        """A cache with the positions up to stop claimed, and the prefix that comes before it.
+
+        A branch shares its origin's keys and values instead of copying them.
+        """
+        cache, prefix, begin = strand.cache, strand.prefix, strand.prefix_length
+        length, needed = strand.position - begin, stop - begin
+        if cache.claims.claim(length, needed):
+            return cache, prefix, begin
+        common, capacity = 0, 2 * needed
+        if prefix is None and needed <= cache.capacity and length >= KEYS:
+            common, capacity = length // KEYS * KEYS, needed - length // KEYS * KEYS + KEYS
+            prefix, begin = cache, common
+        capacity = -(-min(self.config.max_positions - begin, capacity) // KEYS) * KEYS
+        grown = Cache(self.config, self._gqa_count, capacity, needed - common)
+        grown.fill(cache, common, length)
+        return grown, prefix, begin
 
     def fork(self, state: NativeState, count: int) -> NativeState:
-        """Forks share the memory until the page ends and the keys and values of the past for good."""
+        """Forks share the memory until the page ends, and the keys and values of the past for good."""
         _require_own(state, self.config)
-        if checked_count(state, count) == 1:
-            return state
-        rows, tails = self._rows(count), self._tails(count)
-        rows.array[...] = state.rows_MBF.array
-        tails.array[...] = state.tails_MBTW.array
-        claims = Claims(state.position % PAGE, PAGE)
-        common = state.position // KEYS * KEYS
-        cache = Cache.empty(self._gqa_count, count, self.config, 2 * KEYS, state.position - common)
-        cache.fill(state.cache, common, state.position)
-        own = (state.memory_MBHKV, rows, tails, claims, cache)
-        return NativeState(self.config, state.position, count, *own, state.cache, common)
+        return NativeState(self.config, state.strands * checked_count(state, count))
+
+    def join(self, states: Iterable[NativeState]) -> NativeState:
+        """The sequences of several states side by side; they may stand at different positions."""
+        strands = tuple(strand for state in states for strand in _require_own(state, self.config).strands)
+        if not strands:
+            raise ValueError("there are no states to join")
+        return NativeState(self.config, strands)
+
+    def split(self, state: NativeState) -> list[NativeState]:
+        """A batch's sequences, each as a state."""
+        return [NativeState(self.config, (strand,)) for strand in _require_own(state, self.config).strands]
 
     def freeze(self, state: NativeState) -> Mapping[str, Floats]:
         _require_own(state, self.config)
         checked_single(state)
-        return state.frozen()
+        return state.strands[0].frozen(self.config)
 
     def thaw(self, arrays: Mapping[str, Floats], position: int) -> NativeState:
         checked_position(position, self.config)
-        state, seen = self.zero_state(), position % PAGE
         # Room for the tokens to come, as if the state had grown here.
         capacity = -(-min(self.config.max_positions, position + KEYS) // KEYS) * KEYS
-        cache = Cache.empty(self._gqa_count, 1, self.config, capacity, position)
-        thawed = replace(state, position=position, rows_claims=Claims(seen, PAGE), cache=cache)
-        thawed.fill(arrays)
-        return thawed
+        cache = Cache(self.config, self._gqa_count, capacity, position)
+        loans = self._memory(), self._rows(), self._tails()
+        strand = Strand(position, *loans, Claims(position % PAGE, PAGE), cache)
+        strand.fill(self.config, arrays)
+        return NativeState(self.config, (strand,))
 
 
-def _require_own(state: NativeState, config: ModelConfig) -> None:
+def _sequence(before: Strand, after: Strand) -> Sequence:
+    prefix = after.prefix or after.cache
+    loans = before.memory_MHKV, before.rows_MF, before.tails_MTW, after.memory_MHKV, after.rows_MF, after.tails_MTW
+    return Sequence(
+        *(before.position, after.cache.capacity, after.prefix_length, prefix.capacity),
+        *(loan.address for loan in loans),
+        *(*prefix.addresses, *after.cache.addresses),
+    )
+
+
+def _require_own(state: NativeState, config: ModelConfig) -> NativeState:
     """A state's arrays have the shapes of its engine's model, or the library would read past their ends."""
     if not isinstance(state, NativeState):
         raise TypeError(f"a state of the native engine is needed, not {type(state).__name__}")
     if state.config != config:
         raise ValueError("the state is of a model of another shape")
+    return state

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse88.engine.layout import mixers
-from pulse88.engine.library import library
+from pulse88.engine.library import FLOATS, WORDS, library
 from pulse88.engine.weights import SCALE, Weights
 
 ALIGNMENT = 64  # bytes
@@ -30,8 +30,8 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
 class _Block:
     """Gives every array its place in one block of weights; the arrays are made when the block is."""
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
+    def __init__(self, weights: Weights, form: int) -> None:
+        self._weights, self._form = weights, form
         self._writers: list[Callable[[NDArray[np.uint8]], None]] = []
         self._size = 0
 
@@ -57,18 +57,20 @@ class _Block:
         """Several matrices as one, row under row: a `Matrix` of native.h. int8 only if all are and the library can."""
         tensors = [self._weights.tensors[name] for name in names]
         rows, cols = sum(len(tensor) for tensor in tensors), tensors[0].shape[1]
-        is_int8 = all(tensor.dtype == np.int8 for tensor in tensors) and cols % 4 == 0
+        is_int8 = all(tensor.dtype == np.int8 for tensor in tensors)
+        form = self._form if is_int8 and library().p88_packed_bytes(self._form, rows, cols) >= 0 else FLOATS
         scale = -1
-        if is_int8:
+        if form != FLOATS:
             scale_R = np.concatenate([self._weights.tensors[name + SCALE] for name in names])
-            # The library takes an int8 for the value times 2^24.
-            scale = self.floats(np.pad(scale_R * np.float32(2**-24), (0, -rows % 16)))
-        size: int = library().p88_packed_bytes(is_int8, rows, cols)
+            # A word takes an int8 for the value times 2^24.
+            unit = np.float32(2**-24 if form == WORDS else 1)
+            scale = self.floats(np.pad(scale_R * unit, (0, -rows % 16)))
+        size: int = library().p88_packed_bytes(form, rows, cols)
 
         def write(target: NDArray[np.uint8]) -> None:
-            parts = tensors if is_int8 else [self._weights.matrix(name) for name in names]
+            parts = [self._weights.matrix(name) for name in names] if form == FLOATS else tensors
             whole_RC = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
-            done = library().p88_pack(is_int8, whole_RC.ctypes.data, rows, cols, target.ctypes.data, target.size)
+            done = library().p88_pack(form, whole_RC.ctypes.data, rows, cols, target.ctypes.data, target.size)
             assert done
 
         return [self._place(size, write), scale, rows, cols]
@@ -80,9 +82,9 @@ class _Block:
         return block
 
 
-def plan_of(weights: Weights) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """`Model` of native.h as an array, and the block of weights that it points into."""
-    c, block = weights.config, _Block(weights)
+def plan_of(weights: Weights, form: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """`Model` of native.h as an array, and the block of weights that it points into, int8 in the kernel's form."""
+    c, block = weights.config, _Block(weights, form)
     rows: list[list[int]] = []
     for kind, mixer, norm in mixers(c):
         head = [block.tensor(f"{norm}.{name}") for name in ("weight", "bias")]

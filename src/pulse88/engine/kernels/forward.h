@@ -121,25 +121,24 @@ static void rewrite(const Model *m, const Scratch *s, const float *memory, Page 
 static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer, const Call *call, int64_t gdn,
                      int64_t b, const Scratch *s) {
     const int64_t H = m->heads, K = m->key, V = m->value, C = channels(m), W = m->conv - 1, ldc = core_floats(m);
-    const int64_t T = call->tokens, index = gdn * call->batch + b;
+    const int64_t T = call->tokens;
+    const Sequence *q = call->sequences + b;
     const float *taps = (const float *)(weights + mixer->conv), *decay = (const float *)(weights + mixer->decay);
     const float *dt = (const float *)(weights + mixer->dt), *o_norm = (const float *)(weights + mixer->o_norm);
     const float eps = *(const float *)(weights + m->reals), scale = 1.0f / sqrtf((float)K);
-    const int stays = call->position / PAGE == (call->position + T) / PAGE;
-    const float *tail = call->old_tails + index * W * C, *core = s->core + b * T * ldc;
-    const Page page = page_at(m, call->rows, index);
-    const float *memory = call->old_memory + (call->memories == 1 ? gdn : index) * H * K * V;
-    float *target = call->memory + index * H * K * V, *mixed = s->mixed + b * T * H * V;
+    const int stays = q->position / PAGE == (q->position + T) / PAGE;
+    const float *tail = q->old_tails + gdn * W * C, *core = s->core + b * T * ldc;
+    const Page page = page_at(m, q->rows, gdn);
+    const float *memory = q->old_memory + gdn * H * K * V;
+    float *target = q->memory + gdn * H * K * V, *mixed = s->mixed + b * T * H * V;
 
-    if (!stays)
-        memcpy(page.keys, call->old_rows + index * page_floats(m), (size_t)page_floats(m) * sizeof(float));
+    if (!stays) memcpy(page.keys, q->old_rows + gdn * page_floats(m), (size_t)page_floats(m) * sizeof(float));
     for (int64_t i = 0; i < W; i++) {
         const int64_t t = T - W + i;
-        memcpy(call->tails + (index * W + i) * C, t >= 0 ? core + t * ldc : tail + (W + t) * C,
-               (size_t)C * sizeof(float));
+        memcpy(q->tails + (gdn * W + i) * C, t >= 0 ? core + t * ldc : tail + (W + t) * C, (size_t)C * sizeof(float));
     }
     for (int64_t start = 0; start < T;) {
-        const int64_t first = (call->position + start) % PAGE;
+        const int64_t first = (q->position + start) % PAGE;
         const int64_t count = T - start < PAGE - first ? T - start : PAGE - first;
         float betas[PAGE * LARGEST_HEADS];
         for (int64_t t = 0; t < count; t++) {
@@ -225,7 +224,8 @@ static void turn(const Model *m, const uint8_t *weights, const Call *call, const
     const float *rotary = (const float *)(weights + m->rotary);
     const float scale = 1.0f / sqrtf((float)m->head_dim);
     for (int64_t r = 0; r < call->batch * call->tokens; r++) {
-        const float *angles = rotary + (call->position + r % call->tokens) * m->head_dim;
+        const int64_t position = call->sequences[r / call->tokens].position + r % call->tokens;
+        const float *angles = rotary + position * m->head_dim;
         float *row = s->core + r * qkv_floats(m);
         for (int64_t h = 0; h < m->q_heads + m->kv_heads; h++) rotate(m, angles, row + h * m->head_dim);
         for (int64_t i = 0; i < m->width; i++) row[i] *= scale;
@@ -236,13 +236,15 @@ static void turn(const Model *m, const uint8_t *weights, const Call *call, const
  * cache. The sequences' common prefix stays in the nearer caches if they take their turns head by head. */
 static void attend(const Model *m, const Call *call, int64_t gqa, int64_t g, int64_t b, const Scratch *s) {
     const int64_t E = m->head_dim, shared = m->q_heads / m->kv_heads, ldq = qkv_floats(m), T = call->tokens;
-    const int64_t lds = scores_floats(m), prefix = call->prefix;
-    const int64_t own = ((gqa * call->batch + b) * m->kv_heads + g) * call->capacity * E;
-    const int64_t common = (gqa * m->kv_heads + g) * call->prefix_capacity * E;
-    float *keys = call->keys + own, *values = call->values + own;
+    const Sequence *q = call->sequences + b;
+    const int64_t lds = scores_floats(m), prefix = q->prefix;
+    const float *prefix_keys = q->prefix_keys + (gqa * m->kv_heads + g) * q->prefix_capacity * E;
+    const float *prefix_values = q->prefix_values + (gqa * m->kv_heads + g) * q->prefix_capacity * E;
+    float *keys = q->keys + (gqa * m->kv_heads + g) * q->capacity * E;
+    float *values = q->values + (gqa * m->kv_heads + g) * q->capacity * E;
     float *qkv = s->core + b * T * ldq, *mixed = s->mixed + b * T * m->width;
     for (int64_t t = 0; t < T; t++) {
-        const int64_t at = call->position + t - prefix;
+        const int64_t at = q->position + t - prefix;
         const float *k = qkv + t * ldq + m->width + g * E, *v = k + m->kv_heads * E;
         float *column = keys + at / KEYS * KEYS * E + at % KEYS;
         for (int64_t e = 0; e < E; e++) column[e * KEYS] = k[e];
@@ -250,19 +252,19 @@ static void attend(const Model *m, const Call *call, int64_t gqa, int64_t g, int
     }
     for (int64_t start = 0; start < T; start += TILE) {
         const int64_t tile = T - start < TILE ? T - start : TILE, rows = tile * shared;
-        const int64_t seen = call->position + start + tile;
+        const int64_t seen = q->position + start + tile;
         for (int64_t t = 0; t < tile; t++)
             memcpy(s->tile_in + t * shared * E, qkv + (start + t) * ldq + g * shared * E,
                    (size_t)(shared * E) * sizeof(float));
         for (int64_t key = 0; key < seen; key += KEYS)
-            product(rows, s->tile_in, E, key < prefix ? call->prefix_keys + common + key * E : keys + (key - prefix) * E,
-                    KEYS, E, s->scores + key, lds, KEYS);
+            product(rows, s->tile_in, E, key < prefix ? prefix_keys + key * E : keys + (key - prefix) * E, KEYS, E,
+                    s->scores + key, lds, KEYS);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t visible = seen - tile + r / shared + 1;
             softmax(s->scores + r * lds, visible);
             for (int64_t i = visible; i < seen; i++) s->scores[r * lds + i] = 0;
         }
-        if (prefix) product(rows, s->scores, lds, call->prefix_values + common, E, prefix, s->tile_out, E, E);
+        if (prefix) product(rows, s->scores, lds, prefix_values, E, prefix, s->tile_out, E, E);
         add_product(prefix > 0, rows, s->scores + prefix, lds, values, E, seen - prefix, s->tile_out, E, E);
         for (int64_t t = 0; t < tile; t++)
             memcpy(mixed + (start + t) * m->width + g * shared * E, s->tile_out + t * shared * E,
@@ -294,7 +296,8 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
     const Scratch *s = &scratch;
 
     for (int64_t r = 0; r < M; r++) {
-        const float *token = tokens + call->ids[r] * D, *position = positions + (call->position + r % T) * D;
+        const float *token = tokens + call->ids[r] * D;
+        const float *position = positions + (call->sequences[r / T].position + r % T) * D;
         for (int64_t i = 0; i < D; i++) s->x[r * D + i] = token[i] + position[i];
     }
     int64_t gdn = 0, gqa = 0;

@@ -9,7 +9,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { BASELINE, AVX2, AVX512 };
+enum { FLOATS, WORDS, BYTES }; /* forms of packed weights */
+enum { BASELINE, AVX2, AVX512, AVX512VNNI };
 
 /* Sizes that Python relies on; they must be what its side says. */
 EXPORT int64_t p88_size_of(int64_t what) {
@@ -19,6 +20,7 @@ EXPORT int64_t p88_size_of(int64_t what) {
         case 2: return sizeof(Mixer) / sizeof(int64_t);
         case 3: return PAGE;
         case 4: return KEYS;
+        case 5: return sizeof(Sequence);
         default: return -1;
     }
 }
@@ -30,39 +32,46 @@ EXPORT int p88_runs(int kernel) {
     __builtin_cpu_init();
     const int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (kernel == AVX2) return has_avx2;
-    if (kernel == AVX512)
-        return has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
+    const int has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512vl");
+    if (kernel == AVX512) return has_avx512;
+    if (kernel == AVX512VNNI) return has_avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
     return 0;
 }
 
-/* Bytes of a packed matrix. */
-EXPORT int64_t p88_packed_bytes(int is_int8, int64_t rows, int64_t cols) {
-    if (rows <= 0 || cols <= 0 || (is_int8 && cols % 4)) return -1;
-    return round_up(rows, PANEL) * cols * (is_int8 ? 1 : 4);
+/* How a kernel takes int8 weights: WORDS or BYTES, see p88_pack. */
+EXPORT int p88_form(int kernel) { return kernel == AVX512VNNI ? BYTES : WORDS; }
+
+/* Bytes of a packed matrix; -1 for one that can't be packed in this form. */
+EXPORT int64_t p88_packed_bytes(int form, int64_t rows, int64_t cols) {
+    const int64_t limit = 1 << 16; /* columns whose sum of bytes stays within 32 bits */
+    if (rows <= 0 || cols <= 0 || (form != FLOATS && (cols % 4 || cols > limit))) return -1;
+    return round_up(rows, PANEL) * cols * (form == FLOATS ? 4 : 1);
 }
 
 /* A row-major matrix into groups of panels. Within a group of n panels, float32 is [cols, n * PANEL]; int8 is
- * [cols / 4, n * PANEL] words of four inputs of one output, q0 + 2^8 q1 + 2^16 q2 + 2^24 q3. Outputs past the matrix's
- * rows are zeros. */
-EXPORT int p88_pack(int is_int8, const void *source, int64_t rows, int64_t cols, uint8_t *packed, int64_t bytes) {
-    if (bytes < 0 || p88_packed_bytes(is_int8, rows, cols) != bytes) return 0;
-    memset(packed, 0, (size_t)bytes);
+ * [cols / 4, n * PANEL] words of four inputs of one output, q0 + 2^8 q1 + 2^16 q2 + 2^24 q3, or four bytes, each 128
+ * larger than q. Outputs past the matrix's rows are zeros, or bytes that nobody looks at. */
+EXPORT int p88_pack(int form, const void *source, int64_t rows, int64_t cols, uint8_t *packed, int64_t bytes) {
+    if (form < FLOATS || form > BYTES || bytes < 0 || p88_packed_bytes(form, rows, cols) != bytes) return 0;
     for (int64_t first = 0; first < rows; first += GROUP * PANEL) {
         const int64_t left = round_up(rows - first, PANEL), width = left < GROUP * PANEL ? left : GROUP * PANEL;
+        if (rows - first < width) memset(packed, 0, (size_t)(width * cols * (form == FLOATS ? 4 : 1)));
         for (int64_t r = first; r < rows && r < first + width; r++)
-            if (is_int8)
-                for (int64_t c = 0; c < cols; c += 4) {
-                    const int8_t *q = (const int8_t *)source + r * cols + c;
-                    const int64_t sum = q[0] + q[1] * 256 + q[2] * 65536 + q[3] * (int64_t)16777216;
-                    const int32_t word = (int32_t)sum;
-                    memcpy(packed + (c / 4 * width + r - first) * 4, &word, 4);
-                }
-            else
+            if (form == FLOATS)
                 for (int64_t c = 0; c < cols; c++)
                     memcpy(packed + (c * width + r - first) * 4, (const float *)source + r * cols + c, 4);
-        packed += width * cols * (is_int8 ? 1 : 4);
+            else
+                for (int64_t c = 0; c < cols; c += 4) {
+                    const int8_t *q = (const int8_t *)source + r * cols + c;
+                    uint32_t word;
+                    memcpy(&word, q, sizeof word);
+                    if (form == WORDS) word = (uint32_t)(int32_t)(q[0] + q[1] * 256 + q[2] * 65536) + ((uint32_t)(uint8_t)q[3] << 24);
+                    else word ^= 0x80808080u;
+                    memcpy(packed + (c / 4 * width + r - first) * 4, &word, 4);
+                }
+        packed += width * cols * (form == FLOATS ? 4 : 1);
     }
     return 1;
 }
@@ -79,7 +88,7 @@ static int matrix_within(const Matrix *matrix, int64_t rows, int64_t cols, int64
     const int is_int8 = matrix->scale >= 0;
     if (matrix->rows != rows || matrix->cols != cols || rows <= 0 || cols <= 0 || rows > bytes || cols > bytes / rows)
         return 0;
-    const int64_t length = p88_packed_bytes(is_int8, rows, cols);
+    const int64_t length = p88_packed_bytes(is_int8 ? BYTES : FLOATS, rows, cols);
     return length >= 0 && within(matrix->data, length, bytes) &&
            (!is_int8 || floats_within(matrix->scale, round_up(rows, PANEL), bytes));
 }
@@ -130,19 +139,20 @@ EXPORT int64_t p88_scratch_floats(const int64_t *plan, int64_t rows) {
 /* One forward pass of a plan that p88_check has passed. Returns 0 if the call doesn't fit the plan. */
 EXPORT int p88_forward(int kernel, const int64_t *plan, const uint8_t *weights, const Call *call) {
     const Model *m = (const Model *)plan;
-    if (call->batch < 1 || call->tokens < 1 || call->position < 0 || call->tokens > m->positions - call->position)
-        return 0;
-    if (call->batch > (int64_t)1 << 20 || (call->memories != 1 && call->memories != call->batch)) return 0;
-    if (call->prefix < 0 || call->prefix > call->position || call->prefix % KEYS || call->prefix_capacity % KEYS ||
-        call->prefix_capacity < call->prefix)
-        return 0;
-    if (call->capacity % KEYS || call->capacity < call->position + call->tokens - call->prefix) return 0;
+    if (call->batch < 1 || call->batch > (int64_t)1 << 20 || call->tokens < 1 || call->tokens > m->positions) return 0;
+    for (const Sequence *q = call->sequences; q < call->sequences + call->batch; q++) {
+        if (q->position < 0 || call->tokens > m->positions - q->position) return 0;
+        if (q->prefix < 0 || q->prefix > q->position || q->prefix % KEYS) return 0;
+        if (q->prefix_capacity % KEYS || q->prefix_capacity < q->prefix) return 0;
+        if (q->capacity % KEYS || q->capacity < q->position + call->tokens - q->prefix) return 0;
+    }
     if (call->scratch_floats < p88_scratch_floats(plan, call->batch * call->tokens)) return 0;
     for (int64_t i = 0; i < call->batch * call->tokens; i++)
         if (call->ids[i] < 0 || call->ids[i] >= m->vocabulary) return 0;
     if (!p88_runs(kernel)) return 0;
 #if defined(__x86_64__)
-    if (kernel == AVX512) p88_forward_avx512(m, weights, call);
+    if (kernel == AVX512VNNI) p88_forward_avx512vnni(m, weights, call);
+    else if (kernel == AVX512) p88_forward_avx512(m, weights, call);
     else if (kernel == AVX2) p88_forward_avx2(m, weights, call);
     else
 #endif

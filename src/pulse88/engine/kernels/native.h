@@ -49,36 +49,40 @@ typedef struct {
     Mixer mixer[];
 } Model;
 
-/* One forward pass of M rows. The state that comes in is only read.
+/* One sequence: its state before a call, which is only read, and where the state after it goes.
  *
- * The state of the GDN mixers g is `tails` [g, B, W, C], the last inputs of the convolution, oldest first, and a page:
- * `memory` [g, B, H, K, V] as it was at the page's first position, and `rows` [g, B, page_floats] with what the page's
- * tokens have added since. Rows of tokens yet to come are free to be written: a call that stays within the page
- * appends to `rows`, which then holds the old rows already. A call that reaches the next page's first position writes
- * a new memory and new rows. All sequences may share one old memory [g, 1, H, K, V].
+ * The state of the GDN mixers g is `tails` [g, W, C], the last inputs of the convolution, oldest first, and a page:
+ * `memory` [g, H, K, V] as it was at the page's first position, and `rows` [g, page_floats] with what the page's tokens
+ * have added since. Rows of tokens yet to come are free to be written: a call that stays within the page appends to
+ * `rows`, which then holds the old rows already. A call that reaches the next page's first position writes a new memory
+ * and new rows.
  *
- * The state of the GQA mixers a is `keys` [a, B, kv_heads, capacity / KEYS, head_dim, KEYS] and `values` [a, B,
- * kv_heads, capacity, head_dim], of which the rows from `position` on are written. The first `prefix` rows, a multiple
- * of KEYS, may be common to all sequences: they stand in `prefix_keys` and `prefix_values`, which are of one sequence.
+ * The state of the GQA mixers a is `keys` [a, kv_heads, capacity / KEYS, head_dim, KEYS] and `values` [a, kv_heads,
+ * capacity, head_dim], of which the rows from `position` on are written. The first `prefix` rows, a multiple of KEYS,
+ * may be another's: they stand in `prefix_keys` and `prefix_values`, and `keys` and `values` begin after them.
  */
 typedef struct {
-    int64_t batch, tokens, position;
-    int64_t memories; /* of old_memory: 1 or B */
-    int64_t capacity; /* rows in keys and values, which begin after the prefix */
-    int64_t prefix, prefix_capacity;
-    int64_t logit_rows; /* 0 none, 1 the last token's, 2 all */
-    int64_t scratch_floats;
-    const int64_t *ids; /* [B, T] */
+    int64_t position; /* tokens seen */
+    int64_t capacity, prefix, prefix_capacity; /* rows */
     const float *old_memory, *old_rows, *old_tails;
     float *memory, *rows, *tails;
     const float *prefix_keys, *prefix_values;
     float *keys, *values;
+} Sequence;
+
+/* One forward pass of M rows: T tokens of each of B sequences, which may stand at different positions. */
+typedef struct {
+    int64_t batch, tokens;
+    int64_t logit_rows; /* 0 none, 1 the last token's, 2 all */
+    int64_t scratch_floats;
+    const int64_t *ids; /* [B, T] */
+    const Sequence *sequences; /* [B] */
     float *logits;  /* [B, 1 or T, vocabulary] */
     float *scratch; /* p88_scratch_floats, aligned to 64 bytes like everything else */
 } Call;
 
 typedef void Forward(const Model *model, const uint8_t *weights, const Call *call);
-extern Forward p88_forward_baseline, p88_forward_avx2, p88_forward_avx512;
+extern Forward p88_forward_baseline, p88_forward_avx2, p88_forward_avx512, p88_forward_avx512vnni;
 
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -109,7 +113,7 @@ typedef struct {
     float *mixed;      /* [M, H * V or D]: what a mixer gives to its output projection */
     float *added;      /* [M, D]: what comes from there */
     float *logits;     /* [M, vocabulary] */
-    float *unmixed;    /* [M, largest cols]: see unmix */
+    float *unmixed;    /* [M, largest cols and 48]: see unmix, halve */
     float *wide;       /* [DEPTH, GROUP * PANEL]: int8 weights as floats */
     float *conv;       /* [PAGE, C]: one sequence's q, k and v */
     float *queries;    /* [2 * PAGE, K]: one head's keys, then its queries */
@@ -134,7 +138,7 @@ static inline int64_t carve(const Model *m, int64_t rows, float *base, Scratch *
     TAKE(mixed, rows * larger(HV, D));
     TAKE(added, rows * added_floats(m));
     TAKE(logits, rows * round_up(m->vocabulary, PANEL));
-    TAKE(unmixed, rows * larger(larger(D, m->inner), HV));
+    TAKE(unmixed, rows * (larger(larger(D, m->inner), HV) + 48));
     TAKE(wide, DEPTH * GROUP * PANEL);
     TAKE(conv, PAGE * channels(m));
     TAKE(queries, 2 * PAGE * m->key);

@@ -2,6 +2,9 @@
  *
  * Every output is one sum in the order of the inputs, so it is the same however many rows there are.
  */
+#if defined(VNNI)
+#include <immintrin.h>
+#endif
 #include <string.h>
 
 #include "native.h"
@@ -17,6 +20,7 @@ typedef uint32_t vu __attribute__((vector_size(4 * L)));
 #else
 #define IN_REGISTER(v) ((void)0)
 #endif
+#define UNROLL _Pragma("GCC unroll 16") /* or arrays of vectors stay in memory */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf load(const float *p) {
@@ -71,7 +75,7 @@ INLINE vf silu_of(vf x) { return x / (exp_of(-x) + 1.0f); }
 
 /* ------------------------------------------------------------------------------------------- matrix products */
 
-enum { AHEAD = 4096 };   /* bytes that the next weights are asked for in advance */
+enum { AHEAD = 8192 };   /* bytes that the next weights are asked for in advance */
 enum { FEW_ROWS = 16 }; /* up to here int8 weights are made floats on the way, beyond it once for all rows */
 
 /* y[m][n] = y[m][n] or 0, plus the sum over k of x[m][k] * w[k][n], for M rows and N vectors of columns. */
@@ -216,11 +220,137 @@ static void few_rows(int64_t rows, int64_t panels, const float *x, int64_t ldx, 
     }
 }
 
+#if defined(VNNI)
+/* ------------------------------------------------------------------------------- products of bytes, summed exactly */
+
+enum { AT_ONCE = 3 }; /* rows whose sums fit the registers */
+
+/* A row of activations in 16 bits, each as two signed bytes: x is nearly (256 high + low) * scale. */
+typedef struct {
+    float scale;
+    int32_t high, low; /* sums of the bytes, times 128 */
+    int32_t unused[13];
+} Halves; /* the high bytes follow, then the low ones, each filled up to a cache line */
+
+static inline int64_t halves_bytes(int64_t n) { return (int64_t)sizeof(Halves) + 2 * round_up(n, 64); }
+
+static void halve(const float *x, int64_t n, uint8_t *row) {
+    uint8_t *high = row + sizeof(Halves), *low = high + round_up(n, 64);
+    __m512i tops = _mm512_setzero_si512(), highs = tops, lows = tops;
+    for (int64_t i = 0; i < n; i += L) { /* As whole numbers NaNs are the largest: they are not lost. */
+        const __m512i bits = (__m512i)load_part(x + i, n - i);
+        tops = _mm512_max_epi32(tops, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+    }
+    const int32_t top_bits = _mm512_reduce_max_epi32(tops);
+    float top;
+    memcpy(&top, &top_bits, sizeof top);
+    const float most = 127 * 256 + 127, factor = top > 1e-30f ? most / top : 0;
+    for (int64_t i = 0; i < n; i += L) {
+        const __m512i q = _mm512_cvtps_epi32((__m512)(load_part(x + i, n - i) * factor));
+        const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+        const __m512i l = _mm512_sub_epi32(q, _mm512_slli_epi32(h, 8));
+        _mm_storeu_si128((__m128i *)(high + i), _mm512_cvtepi32_epi8(h));
+        _mm_storeu_si128((__m128i *)(low + i), _mm512_cvtepi32_epi8(l));
+        highs = _mm512_add_epi32(highs, h);
+        lows = _mm512_add_epi32(lows, l);
+    }
+    const Halves head = {top / most, 128 * _mm512_reduce_add_epi32(highs), 128 * _mm512_reduce_add_epi32(lows), {0}};
+    memcpy(row, &head, sizeof head);
+}
+
+/* Adds sums of four products of unsigned bytes w and signed bytes x. _mm512_dpbusd_epi32 is the same, but GCC 12 copies
+ * its sums from register to register. */
+INLINE __m512i plus_fours(__m512i sum, __m512i w, __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+}
+
+INLINE __m512i four(const uint8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+
+/* M rows times `panels` panels of a group. Weights are stored 128 too large, which the sums make up for from the
+ * beginning. `next` is read into the cache on the way, a line for each line of the weights. */
+INLINE void block_halves(const int M, const int panels, const uint8_t *x, int64_t ldx, const uint8_t *w, int64_t k_size,
+                         const float *scale, const uint8_t *next, float *y, int64_t ldy) {
+    __m512i high[AT_ONCE][GROUP], low[AT_ONCE][GROUP];
+    const int64_t part = round_up(k_size, 64);
+    const uint8_t *bytes = x + sizeof(Halves);
+    UNROLL for (int m = 0; m < M; m++) {
+        const Halves *head = (const Halves *)(x + m * ldx);
+        UNROLL for (int n = 0; n < panels; n++) {
+            high[m][n] = _mm512_set1_epi32(-head->high);
+            low[m][n] = _mm512_set1_epi32(-head->low);
+        }
+    }
+    for (int64_t k = 0; k < k_size; k += 4, w += 64 * panels, next += 64 * panels) {
+        __m512i weights[GROUP];
+        UNROLL for (int n = 0; n < panels; n++) {
+            weights[n] = _mm512_loadu_si512(w + 64 * n);
+            __builtin_prefetch(next + 64 * n);
+        }
+        UNROLL for (int m = 0; m < M; m++) {
+            const __m512i h = four(bytes + m * ldx + k), l = four(bytes + m * ldx + part + k);
+            UNROLL for (int n = 0; n < panels; n++) {
+                high[m][n] = plus_fours(high[m][n], weights[n], h);
+                low[m][n] = plus_fours(low[m][n], weights[n], l);
+            }
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++) {
+        const float factor = ((const Halves *)(x + m * ldx))->scale;
+        UNROLL for (int n = 0; n < panels; n++) {
+            const vf sum = (vf)_mm512_cvtepi32_ps(high[m][n]) * 256.0f + (vf)_mm512_cvtepi32_ps(low[m][n]);
+            store(y + m * ldy + n * L, sum * (load(scale + n * L) * factor));
+        }
+    }
+}
+
+INLINE void group_halves(const int M, int64_t panels, const uint8_t *x, int64_t ldx, const uint8_t *w, int64_t k_size,
+                         const float *scale, const uint8_t *next, float *y, int64_t ldy) {
+    switch (panels) {
+        case 4: block_halves(M, 4, x, ldx, w, k_size, scale, next, y, ldy); break;
+        case 3: block_halves(M, 3, x, ldx, w, k_size, scale, next, y, ldy); break;
+        case 2: block_halves(M, 2, x, ldx, w, k_size, scale, next, y, ldy); break;
+        default: block_halves(M, 1, x, ldx, w, k_size, scale, next, y, ldy); break;
+    }
+}
+
+static void multiply_int8(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx,
+                          float *y, int64_t ldy, const Scratch *s) {
+    const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols, each = halves_bytes(k_size);
+    const uint8_t *w = weights + matrix->data;
+    uint8_t *halves = (uint8_t *)s->unmixed;
+    for (int64_t m = 0; m < rows; m++) halve(x + m * ldx, k_size, halves + m * each);
+    for (int64_t done = 0; done < panels; done += GROUP) {
+        const int64_t some = panels - done < GROUP ? panels - done : GROUP;
+        const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
+        const uint8_t *from = halves, *next = w + AHEAD;  /* TUNE */
+        float *target = y + done * PANEL;
+        int64_t left = rows;
+        for (; left > 0; left -= AT_ONCE, from += AT_ONCE * each, target += AT_ONCE * ldy) {
+            if (left >= 3) group_halves(3, some, from, each, w, k_size, scale, next, target, ldy);
+            else if (left == 2) group_halves(2, some, from, each, w, k_size, scale, next, target, ldy);
+            else group_halves(1, some, from, each, w, k_size, scale, next, target, ldy);
+        }
+        w += k_size * some * PANEL;
+    }
+}
+#endif
+
 /* y = x times the matrix's rows. y's rows have room for a whole number of panels. */
 static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
                      int64_t ldy, const Scratch *s) {
     const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols;
     const uint8_t *w = weights + matrix->data;
+#if defined(VNNI)
+    if (matrix->scale >= 0) {
+        multiply_int8(weights, matrix, rows, x, ldx, y, ldy, s);
+        return;
+    }
+#endif
     if (matrix->scale >= 0) {
         for (int64_t m = 0; m < rows; m++) unmix(x + m * ldx, k_size, s->unmixed + m * k_size);
         x = s->unmixed;
