@@ -16,10 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from pulse88 import __version__, engine, generate, key, midi_file
 from pulse88.config import UNSTEERED, SamplingConfig, SteeringConfig
+from pulse88.engine.adapter import adapted, read_adapter
 from pulse88.engine.weights import Weights
 from pulse88.engine.weights import read as read_weights
 from pulse88.join import next_part, writable
@@ -48,14 +47,22 @@ class _Asked(NamedTuple):
 class Continuer:
     """A loaded model that plays on from seeds. Loading reads the weights once; it may be used again and again."""
 
-    def __init__(self, weights: str | Path | Weights | None = None, engine_name: str = "auto") -> None:
-        """Errors: FileNotFoundError, WeightsError (a ValueError), ValueError for an unknown engine."""
+    def __init__(
+        self,
+        weights: str | Path | Weights | None = None,
+        engine_name: str = "auto",
+        adapter: str | Path | None = None,
+    ) -> None:
+        """`adapter` is a file that `pulse88 finetune` made of these weights.
+
+        Errors: FileNotFoundError, WeightsError or AdapterError (ValueErrors), ValueError for an unknown engine.
+        """
         if not isinstance(weights, Weights):
             path = Path(weights) if weights else default_weights()
             if not path.exists():
                 raise FileNotFoundError(f"{path}: there is no such weights file: check --weights, or leave it out")
             weights = read_weights(path)
-        self.weights = weights
+        self.weights = adapted(weights, read_adapter(adapter)) if adapter else weights
         self.engine = engine.load(self.weights, engine_name)
         self.tokenizer = Tokenizer(self.weights.grid)
 
@@ -203,7 +210,7 @@ class Continuer:
         if provenance.weights_sha256 != self.weights.sha256:
             raise ValueError(
                 f"{name} was made with other weights (sha256 {provenance.weights_sha256[:16]}..., these have "
-                f"{self.weights.sha256[:16]}...): name the file it was made with by --weights"
+                f"{self.weights.sha256[:16]}...): name the files it was made with by --weights, --adapter"
             )
         heard, report = midi_file.read(source)
         if provenance.only_new:
@@ -277,7 +284,7 @@ def _read(seed: Seed) -> tuple[Performance, tuple[str, ...], tuple[str, ...]]:
     """The seed, the names of its parts, and remarks on what reading changed."""
     if isinstance(seed, Performance):
         performance, remarks = seed, tuple[str, ...]()
-        names: tuple[str, ...] = (SEED_PART_NAME,) * len(np.unique(seed.part))
+        names: tuple[str, ...] = (SEED_PART_NAME,) * len(set(seed.part.tolist()))
     else:
         performance, report = midi_file.read(seed)
         names, remarks = report.parts, tuple(report.lines())

@@ -35,7 +35,7 @@ def writable(seed: Performance) -> Performance:
 
 def next_part(seed: Performance) -> int:
     """The part of the new notes, after those of a writable seed. ValueError if the seed has all there are."""
-    part = len(np.unique(seed.part))
+    part = len(set(seed.part.tolist()))  # np.unique would import all of numpy.ma
     if part > LAST_PART:
         raise ValueError(f"the seed has {part} parts, which leaves none for the new notes: merge some of its tracks")
     return part
@@ -48,7 +48,9 @@ def joined(seed: Performance, new: Performance, boundary: float, new_part: int) 
     key is let go, or at the last pedal event if that is later.
     """
     pedal_end = max(seed.end, float(seed.pedal_time.max(initial=0.0)))
-    down = [int(p) for p in np.unique(seed.pedal_part) if seed.pedal_value[seed.pedal_part == p][-1] >= PEDAL_DOWN]
+    down = [
+        p for p in sorted(set(seed.pedal_part.tolist())) if seed.pedal_value[seed.pedal_part == p][-1] >= PEDAL_DOWN
+    ]
     later = replace(new, onset=new.onset + boundary, part=np.full(len(new), new_part, np.uint8)).without_overlaps()
     return replace(
         seed,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ class Weights:
     grid: TimeGrid = PUBLISHED
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     path: Path | None = None
+    file: NDArray[np.uint8] | None = field(default=None, repr=False)  # as it was read
 
     def __post_init__(self) -> None:
         source = self.path or "this set of tensors"
@@ -79,13 +80,13 @@ class Weights:
 
     def as_int8(self) -> Weights:
         """The same model with every matrix in int8; what is int8 already stays as it is."""
-        return Weights(self.config, quantise(self.tensors), self.grid, self.metadata, self.path)
+        return Weights(self.config, quantise(self.tensors), self.grid, self.metadata, self.path, self.file)
 
     @cached_property
     def sha256(self) -> str:
         """64 hex digits of the file, for provenance; without a file, of the tensors' names and bytes."""
-        if self.path is not None:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        if self.file is not None:
+            return hashlib.sha256(self.file.data).hexdigest()
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             digest.update(name.encode())
@@ -122,13 +123,15 @@ def read(path: str | Path) -> Weights:
         # Nothing is read into memory before names and sizes are known to be right.
         if problems := _misfits(config, shapes) + problems:
             raise WeightsError(path, problems)
-        tensors = {name: _read_tensor(file, start, entries[name]) for name in entries}
+        file.seek(0)
+        whole = np.fromfile(file, np.uint8)
+    tensors = {name: _tensor(whole[start:], entries[name]) for name in entries}
     if config.tie_embeddings and _HEAD in tensors:
         head = {name: tensors.pop(name) for name in (_HEAD, _HEAD + SCALE) if name in tensors}
         table = {name.replace(_TABLE, _HEAD): tensor for name, tensor in tensors.items() if name.startswith(_TABLE)}
         if head.keys() != table.keys() or not all(np.array_equal(head[name], table[name]) for name in head):
             raise WeightsError(path, [f"{_HEAD} differs from {_TABLE}, though model_config says they are tied"])
-    return Weights(config, tensors, grid, metadata, path)
+    return Weights(config, tensors, grid, metadata, path, whole)
 
 
 def save(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
@@ -210,11 +213,10 @@ def _grid_of(metadata: Mapping[str, str]) -> TimeGrid:
     return PUBLISHED
 
 
-def _read_tensor(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+def _tensor(data: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
     begin, end = entry["data_offsets"]
     dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-    file.seek(start + begin)
-    array: NDArray[Any] = np.frombuffer(file.read(end - begin), dtype).reshape(shape)
+    array: NDArray[Any] = np.frombuffer(data[begin:end], dtype).reshape(shape)
     if entry["dtype"] == "BF16":  # The upper half of a float32.
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array if array.dtype == np.int8 else array.astype(np.float32, copy=False)

@@ -58,17 +58,19 @@ EXPORT int p88_pack(int form, const void *source, int64_t rows, int64_t cols, ui
     for (int64_t first = 0; first < rows; first += GROUP * PANEL) {
         const int64_t left = round_up(rows - first, PANEL), width = left < GROUP * PANEL ? left : GROUP * PANEL;
         if (rows - first < width) memset(packed, 0, (size_t)(width * cols * (form == FLOATS ? 4 : 1)));
-        for (int64_t r = first; r < rows && r < first + width; r++)
-            if (form == FLOATS)
-                for (int64_t c = 0; c < cols; c++)
+        const int64_t stop = rows < first + width ? rows : first + width;
+        if (form == FLOATS)
+            for (int64_t c = 0; c < cols; c++)
+                for (int64_t r = first; r < stop; r++)
                     memcpy(packed + (c * width + r - first) * 4, (const float *)source + r * cols + c, 4);
-            else
-                for (int64_t c = 0; c < cols; c += 4) {
+        else
+            for (int64_t c = 0; c < cols; c += 4)
+                for (int64_t r = first; r < stop; r++) {
                     const int8_t *q = (const int8_t *)source + r * cols + c;
                     uint32_t word;
                     memcpy(&word, q, sizeof word);
-                    if (form == WORDS) word = (uint32_t)(int32_t)(q[0] + q[1] * 256 + q[2] * 65536) + ((uint32_t)(uint8_t)q[3] << 24);
-                    else word ^= 0x80808080u;
+                    if (form == BYTES) word ^= 0x80808080u;
+                    else word = (uint32_t)(q[0] + q[1] * 256 + q[2] * 65536) + ((uint32_t)(uint8_t)q[3] << 24);
                     memcpy(packed + (c / 4 * width + r - first) * 4, &word, 4);
                 }
         packed += width * cols * (form == FLOATS ? 4 : 1);
