@@ -49,17 +49,19 @@ let asked = null; // the click on Continue whose first note hasn't sounded yet
 
 // Beginning a piece.
 
+/** With what was played live, {notes, pedal, name} or {seed, name}; with null back to the piece that was open. */
 async function begin(from) {
   if (from?.seed) await piece.openServerSeed(from.seed, from.name);
-  else if (from?.notes) await piece.openNotes(from.notes, from.pedal, from.name);
-  else refresh(true);
+  else if (from) await piece.openNotes(from.notes, from.pedal, from.name);
+  live.leave();
+  refresh(true);
 }
 
 async function openFile(file) {
   const name = file.name.replace(/\.midi?$/i, "");
   if (file.size > limits.upload_bytes) {
-    const size = (file.size / 2 ** 20).toFixed(1);
-    throw new Error(`${file.name} has ${size} MB, and ${(limits.upload_bytes / 2 ** 20).toFixed(0)} MB is the most: is it a MIDI file?`);
+    const [size, most] = [file.size, limits.upload_bytes].map((bytes) => (bytes / 2 ** 20).toFixed(1));
+    throw new Error(`The file ${file.name} has ${size} MB, and at most ${most} MB are read. Is it a MIDI file?`);
   }
   await openBytes(await file.arrayBuffer(), name);
 }
@@ -312,6 +314,7 @@ async function preview(note) {
 }
 
 function hideCard() {
+  if (byId("note-card").contains(document.activeElement)) byId("roll").focus();
   byId("note-card").hidden = true;
   marked = roll.marked = -1;
   roll.redraw();
@@ -414,6 +417,13 @@ function prepareRoll() {
 
 // Keys, buttons, files.
 
+/** The take one lane further up or down. */
+function pickBeside(step) {
+  const { order, selected } = piece.session;
+  const at = order.indexOf(selected) + step; // -1 is the seed's lane
+  if (at >= -1 && at < order.length) piece.select(at < 0 ? null : order[at]);
+}
+
 const SHORTCUTS = {
   " ": togglePlay,
   ArrowLeft: (event) => player.seek(player.position - (event.shiftKey ? 5 : 1)),
@@ -425,6 +435,8 @@ const SHORTCUTS = {
   "-": () => roll.zoom(1 / 1.4),
   0: () => roll.fit(),
   c: stopOrGo,
+  "[": () => pickBeside(-1),
+  "]": () => pickBeside(1),
   "?": () => byId("help-dialog").showModal(),
   Escape: hideCard,
 };
@@ -484,7 +496,7 @@ function prepareFiles() {
     inside = 0;
     drop.hidden = true;
     const file = event.dataTransfer.files[0];
-    if (live.mode) live.leave();
+    if (live.mode) live.close();
     if (file) openFile(file).catch(tell);
   });
 }
@@ -560,7 +572,7 @@ function prepareButtons() {
 }
 
 async function openFromShelf(id) {
-  if (live.mode) live.leave();
+  if (live.mode) live.close();
   if (!(await piece.load(id))) throw new Error("This piece is no longer on the shelf.");
 }
 

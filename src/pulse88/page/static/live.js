@@ -227,19 +227,20 @@ export class Live {
     }
     const played = this.recording.finish(now() - this.origin);
     if (!played) return status("Nothing was played yet.");
-    this.finish({ ...played, name: nameNow("Played in") });
+    return this.finish({ ...played, name: nameNow("Played in") });
   }
 
+  /** Ends only when the piece has been taken over: what was played isn't lost to an error. */
   finish(piece) {
-    this.leave();
-    Promise.resolve(this.done(piece)).catch(tell);
+    return Promise.resolve(this.done(piece)).catch(tell);
   }
 
   close() {
-    this.finish(null);
+    return this.finish(null);
   }
 
   leave() {
+    if (!this.mode) return;
     this.duet?.end();
     this.duet = null;
     this.hands.letGo();

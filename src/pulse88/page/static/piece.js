@@ -21,6 +21,7 @@ export class Piece extends EventTarget {
     this.id = crypto.randomUUID();
     this.name = "";
     this.history = new History(emptySession());
+    this.beforeDrag = null;
     this.notes = {}; // of each take, its own
     this.servers = { seed: null, takes: {} }; // ids on the server, which may have forgotten them
     this.files = { seed: null, takes: {} }; // MIDI files, by which a server makes them again
@@ -97,12 +98,15 @@ export class Piece extends EventTarget {
     this.changed("session");
   }
 
+  /** While a handle is dragged every value is shown; the step to undo is the whole drag. */
   setRead(from, to, final) {
-    if (final) this.push(readRange(this.session, from, to));
-    else {
-      this.history.now = readRange(this.session, from, to);
-      this.tell("session");
-    }
+    this.beforeDrag ??= this.session;
+    this.history.now = readRange(this.session, from, to);
+    if (!final) return this.tell("session");
+    const after = this.history.now;
+    this.history.now = this.beforeDrag;
+    this.beforeDrag = null;
+    this.push(after);
   }
 
   keep(id) {
@@ -217,6 +221,7 @@ export class Piece extends EventTarget {
 
   async listen(run, request) {
     for await (const event of continuations(request, run.abort.signal)) {
+      if (run.abort.signal.aborted) return;
       if (event.type === "error" && !event.take) throw new Problem(event.problem.detail ?? event.problem.title);
       if (event.number !== undefined) run.local.set(event.take, run.ids[event.number]);
       const id = run.local.get(event.take);
@@ -228,7 +233,7 @@ export class Piece extends EventTarget {
     this.servers.takes[id] = event.take;
     if (event.type === "queued") this.amend(id, { waiting: event.position });
     else if (event.type === "begun") {
-      this.amend(id, { state: "making", waiting: 0, randomSeed: event.random_seed, key: event.key, readNotes: event.read_notes });
+      this.amend(id, { state: "making", waiting: 0, randomSeed: event.random_seed, key: event.key, remarks: event.remarks ?? [] });
     } else if (event.type === "note") {
       insertNote(this.notes[id], noteFrom(event.note));
       this.dispatchEvent(new CustomEvent("notes", { detail: { id, run, first: event.index === 0 } }));

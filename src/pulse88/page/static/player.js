@@ -43,6 +43,7 @@ export class Player extends EventTarget {
     this.sound.cancelFuture();
     const position = Math.min(this.position, this.lineEnd);
     if (this.playing && !growing && position >= this.lineEnd) this.pause();
+    if (!this.playing) this.clock.position = position;
     this.walker.seek(position);
     this.handed = position;
   }

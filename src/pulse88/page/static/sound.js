@@ -159,9 +159,10 @@ export class Sound {
     return voice;
   }
 
-  /** Ends a voice at audio time `when`. */
-  damp(voice, when = this.now, release = voice.pitch > TOP_UNDAMPED ? 0.8 : RELEASE) {
+  /** Ends a voice, if there is one, at audio time `when`. */
+  damp(voice, when = this.now, release = RELEASE) {
     if (!voice || when >= voice.stop) return;
+    if (voice.pitch > TOP_UNDAMPED && release === RELEASE) release = 0.8;
     voice.stop = when;
     const at = Math.max(when, this.now);
     voice.gain.gain.cancelScheduledValues(at);

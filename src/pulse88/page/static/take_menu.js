@@ -1,5 +1,6 @@
 // The menu of a take: its name, its files, what is known of it, and its end.
 
+import { sentence } from "./api.js";
 import { keySpoken } from "./music.js";
 import { status, tell } from "./notices.js";
 
@@ -60,6 +61,7 @@ export function factLines(take) {
   if (take.key) lines.push(`In ${keyWord(take.key)}.`);
   if (take.reason === "end") lines.push("Pulse88 ended the piece itself.");
   if (take.reason === "stopped") lines.push("Stopped before its end.");
+  lines.push(...(take.remarks ?? []).map((remark) => sentence({ detail: remark })));
   if (take.randomSeed !== undefined) lines.push(`Random seed ${take.randomSeed}.`);
   return lines;
 }
