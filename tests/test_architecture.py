@@ -32,12 +32,15 @@ HOUSE = (
     Room(3, "rooms", "originality guard"),
     Room(3, "rooms", "page"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data __main__"),
-    Room(4, "doors", "cli_originality"),
+    Room(1, "model", "engine.adapter"),
+    Room(2, "model", "low_rank"),
+    Room(3, "rooms", "finetune"),
+    Room(4, "doors", "cli_originality cli_finetune"),
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}
 TORCH = {"delta_rule", "kernel_fla", "kernel_heads", "model", "objective", "optimizer", "checkpoint"}
-TORCH |= {"evaluate", "training_log", "train", "cli_evaluate"}
+TORCH |= {"evaluate", "training_log", "train", "cli_evaluate", "low_rank", "finetune"}
 TORCH_PACKAGES = {"torch", "fla", "triton", "tensorboard"}
 DISTRIBUTED = {"train"}
 UNSAFE_PACKAGES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

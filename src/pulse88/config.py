@@ -224,6 +224,34 @@ class TrainConfig:
         return self.floor + (1 - self.floor) * falling
 
 
+ADAPTER_KINDS = ("low-rank", "full")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How weights are adapted to a few pieces. The defaults take some minutes on two cores."""
+
+    kind: str = setting("low-rank", "What is trained: low-rank changes of the projections (megabytes), or full.")
+    rank: int = setting(8, "Rank of the changes.")
+    steps: int = setting(60, "Optimizer steps at most.")
+    minutes: float = setting(10.0, "Minutes of training at most.")
+    window: int = setting(512, "Tokens of a window, four a note.")
+    batch_windows: int = setting(2, "Windows of a step.")
+    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW; a tenth of it, or less, suits full.")
+    tempo_stretch: float = setting(0.1, "Largest random change of tempo, as a share; transposition is the release's.")
+    look_every: int = setting(10, "Steps between looks at held-out music.")
+    patience: int = setting(3, "Looks without a gain after which it stops.")
+    seed: int = setting(0, "Random seed of what is added and of the order of the data.")
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ADAPTER_KINDS, f"kind must be one of {', '.join(ADAPTER_KINDS)}, not {self.kind!r}")
+        for name in ("rank", "steps", "minutes", "batch_windows", "learning_rate", "look_every", "patience"):
+            _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, not {getattr(self, name)}")
+        _require(32 <= self.window <= 2048, f"window must be 32 to 2048 tokens, not {self.window}")
+        _require(0 <= self.tempo_stretch <= 1, f"tempo_stretch must be in [0, 1], not {self.tempo_stretch}")
+        _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}")
+
+
 PULSE88_40M = ModelConfig()
 
 # Small enough for tests on a CPU, with every kind of part in it.

@@ -23,7 +23,7 @@ from pulse88.engine.weights import Weights
 from pulse88.engine.weights import read as read_weights
 from pulse88.join import next_part, writable
 from pulse88.notes import Note, Performance
-from pulse88.playing import Continuation, Playing
+from pulse88.playing import Continuation, Playing, in_groups, play_together
 from pulse88.provenance import ContinueConfig, Provenance
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import BOS, EVENT_TOKENS
@@ -86,7 +86,11 @@ class Continuer:
         nothing.
         """
         config = ContinueConfig(seconds, notes, seed_notes, takes, random_seed, until_end, only_new)
-        return [playing.finish() for playing in self.begin(seed, config, sampling, steering)]
+        playings = self.begin(seed, config, sampling, steering)
+        for group in in_groups(playings):
+            for _ in play_together(group):
+                pass
+        return [playing.continuation() for playing in playings]
 
     def stream(
         self,

@@ -51,11 +51,17 @@ def field_option(config: type, name: str, **settings: Any) -> Callable[[Decorate
 
 
 def model_options(command: Decorated) -> Decorated:
-    """--weights and --engine."""
+    """--weights, --adapter and --engine."""
     engine = "What computes the model: auto, native or numpy."
     command = click.option("--engine", default="auto", show_default=True, help=engine)(command)
+    command = adapter_option(command)
     weights = "Weights file (safetensors); without it, the weights that came with pulse88."
     return click.option("--weights", type=FILE, help=weights)(command)
+
+
+def adapter_option(command: Decorated) -> Decorated:
+    """--adapter."""
+    return click.option("--adapter", type=FILE, help="Adapter that `pulse88 finetune` made of these weights.")(command)
 
 
 def output_options(command: Decorated) -> Decorated:
