@@ -6,6 +6,7 @@ Krumhansl, *Cognitive Foundations of Musical Pitch* (1990), chapter 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,13 @@ class Key(NamedTuple):
     def pitch_classes(self) -> tuple[int, ...]:
         """Of its scale, ascending, 0-11 from C; of minor keys with both sevenths."""
         return tuple(sorted((self.tonic + step) % 12 for step in (MINOR_SCALE if self.minor else MAJOR_SCALE)))
+
+
+def of_scale(pitch_classes: Iterable[int]) -> Key | None:
+    """The key whose scale that is; None if there is none."""
+    wanted = tuple(pitch_classes)
+    keys = (Key(tonic, minor) for tonic in range(12) for minor in (False, True))
+    return next((key for key in keys if key.pitch_classes == wanted), None)
 
 
 def find(performance: Performance) -> Key:

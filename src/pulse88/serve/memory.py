@@ -1,0 +1,191 @@
+"""What the server remembers: seeds, takes and snapshots of states. All of it bounded; the oldest goes first.
+
+Nothing here is needed twice: a seed and a take come back by an upload, and a snapshot by reading its notes again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from pulse88.serve.limits import Limits
+from pulse88.serve.metrics import Metrics
+from pulse88.serve.problems import Problem
+from pulse88.vocabulary import EVENT_TOKENS
+
+
+def new_id() -> str:
+    """32 hex digits that nobody guesses."""
+    return secrets.token_hex(16)
+
+
+@dataclass(eq=False)
+class Seed:
+    """Something to continue, as a worker has read it."""
+
+    visitor: str
+    midi: bytes
+    facts: dict[str, Any]  # what POST /v1/seeds answers, but for the id
+    seed_ids: str | None = None  # hex of what the model reads, where that isn't simply the last notes
+    read_notes: int | None = None  # at most so many are read
+    id: str = field(default_factory=new_id)
+
+
+@dataclass(eq=False)
+class Take:
+    """A continuation, under way or made."""
+
+    visitor: str
+    seed: Seed
+    settings: dict[str, Any]
+    random_seed: int
+    number: int
+    parent: dict[str, Any] | None = None
+    made: bytes = b""
+    notes: list[list[float]] = field(default_factory=list)
+    seed_ids: str | None = None  # hex, once a worker has told what was read
+    pitch_classes: list[int] | None = None
+    boundary: float = 0.0
+    new_part: int = 0
+    seconds: float = 0.0
+    state: str = "waiting"
+    reason: str | None = None
+    choice: dict[str, Any] | None = None
+    originality: dict[str, Any] | None = None
+    drawn: int = 0  # number of the stream of random numbers
+    id: str = field(default_factory=new_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """What GET /v1/takes/{id} answers."""
+        names = ("parent", "number", "boundary", "new_part", "random_seed", "settings", "notes", "seconds", "state")
+        told = {name: getattr(self, name) for name in (*names, "reason", "choice", "originality")}
+        return {"take": self.id, "seed": self.seed.id} | told
+
+
+class _Kept(Protocol):
+    visitor: str
+    id: str
+
+
+Item = TypeVar("Item", bound=_Kept)
+
+
+class Shelf(Generic[Item]):
+    """Things by id, so many in all and so many a visitor."""
+
+    def __init__(self, noun: str, in_all: int, per_visitor: int, metrics: Metrics) -> None:
+        self._noun, self._in_all, self._per_visitor, self._metrics = noun, in_all, per_visitor, metrics
+        self._items: OrderedDict[str, Item] = OrderedDict()
+        self._of: dict[str, OrderedDict[str, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: Item) -> Item:
+        """Remembers it; the visitor's oldest goes, or everybody's oldest, where there are too many."""
+        self._items[item.id] = item
+        mine = self._of.setdefault(item.visitor, OrderedDict())
+        mine[item.id] = None
+        if len(mine) > self._per_visitor:
+            self.drop(next(iter(mine)))
+        if len(self._items) > self._in_all:
+            self.drop(next(iter(self._items)))
+        self._metrics.held(self._noun + "s", len(self._items))
+        return item
+
+    def get(self, id_: str) -> Item:
+        """The thing of that id, which counts as new again; Problem 404."""
+        item = self._items.get(id_)
+        if item is None:
+            raise Problem(404, f"there is no {self._noun} {id_[:40]} (any more): send it again")
+        self._items.move_to_end(id_)
+        self._of[item.visitor].move_to_end(id_)
+        return item
+
+    def drop(self, id_: str) -> None:
+        """Forgets it."""
+        item = self._items.pop(id_, None)
+        if item is not None:
+            mine = self._of[item.visitor]
+            del mine[id_]
+            if not mine:
+                del self._of[item.visitor]
+            self._metrics.held(self._noun + "s", len(self._items))
+
+
+class Snapshots:
+    """States by their owner (a take, or a seed that was read) and the number of new notes in them.
+
+    Bounded in number for each visitor and in bytes for all; the one used longest ago goes first.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._per_visitor, self._most, self._metrics = limits.snapshots_per_visitor, limits.snapshot_bytes, metrics
+        self._data: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
+        self._of: dict[str, OrderedDict[tuple[str, int], None]] = {}
+        self.size = 0  # bytes
+
+    def put(self, visitor: str, owner: str, events: int, data: bytes) -> None:
+        """Keeps a snapshot."""
+        key = (owner, events)
+        self._drop(key)
+        self._data[key] = (visitor, data)
+        mine = self._of.setdefault(visitor, OrderedDict())
+        mine[key] = None
+        self.size += len(data)
+        if len(mine) > self._per_visitor:
+            self._drop(next(iter(mine)))
+        while self.size > self._most and self._data:
+            self._drop(next(iter(self._data)))
+        self._metrics.held("snapshot_bytes", self.size)
+
+    def nearest(self, owner: str, events: int) -> tuple[int, bytes] | None:
+        """The latest snapshot of an owner with at most so many new notes."""
+        found = [key for key in self._data if key[0] == owner and key[1] <= events]
+        if not found:
+            return None
+        key = max(found, key=lambda key: key[1])
+        visitor, data = self._data[key]
+        self._data.move_to_end(key)
+        self._of[visitor].move_to_end(key)
+        return key[1], data
+
+    def forget(self, owner: str) -> None:
+        """Drops all of an owner."""
+        for key in [key for key in self._data if key[0] == owner]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        if key in self._data:
+            visitor, data = self._data.pop(key)
+            self.size -= len(data)
+            mine = self._of[visitor]
+            del mine[key]
+            if not mine:
+                del self._of[visitor]
+
+
+class Memory:
+    """All of it."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.seeds: Shelf[Seed] = Shelf("seed", limits.seeds, limits.seeds_per_visitor, metrics)
+        self.takes: Shelf[Take] = Shelf("take", limits.takes_in_all, limits.takes_per_visitor, metrics)
+        self.snapshots = Snapshots(limits, metrics)
+
+    def state_before(self, take: Take, events: int) -> bytes:
+        """A snapshot to reach a take's place after `events` notes from; empty if there is none."""
+        found = self.snapshots.nearest(take.id, events) or self.snapshots.nearest(reading(take), 0)
+        return found[1] if found else b""
+
+
+def reading(take: Take) -> str:
+    """The owner of the state that has read a take's seed and nothing else."""
+    return take.seed.id if take.seed.seed_ids else f"{take.seed.id} {take.settings['seed_notes']}"
+
+
+def events_of(made: bytes) -> int:
+    """Notes in ids."""
+    return len(made) // EVENT_TOKENS
