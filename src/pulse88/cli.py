@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_data, cli_evaluate, cli_finetune, cli_originality, cli_train
+from pulse88 import __version__, cli_data, cli_evaluate, cli_originality, cli_serve, cli_train
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
     FILE,
     Doors,
-    adapter_option,
     field_option,
     log_if,
     model_options,
@@ -39,12 +38,12 @@ def main() -> None:
     """Give it the opening of a piano piece as MIDI, and it plays on."""
 
 
+main.add_command(cli_serve.serve)
 main.add_command(cli_data.prepare)
 main.add_command(cli_data.merge)
 main.add_command(cli_data.stats)
 main.add_command(cli_train.train)
 main.add_command(cli_train.export)
-main.add_command(cli_finetune.finetune)
 main.add_command(cli_evaluate.evaluate)
 main.add_command(cli_originality.index)
 main.add_command(cli_originality.originality)
@@ -86,7 +85,6 @@ def continue_(
     in_key: bool,
     end_within: float | None,
     weights: Path | None,
-    adapter: Path | None,
     engine: str,
     verbose: bool,
     **asked: Any,
@@ -107,7 +105,7 @@ def continue_(
     ]
     _check_outputs(seed, outputs)
     log_if(verbose)
-    playings = _continuer(weights, adapter, engine, verbose).begin(seed, config, sampling, steering)
+    playings = _continuer(weights, engine, verbose).begin(seed, config, sampling, steering)
     say(verbose, *playings[0].remarks)
     for number, (playing, take_paths) in enumerate(zip(playings, outputs, strict=True), 1):
         label = f"take {number} of {config.takes}" if config.takes > 1 else "playing on"
@@ -134,7 +132,6 @@ def continue_(
 @click.option("-o", "--output", type=FILE, help="MIDI file to write; CONTINUED-replayed.mid in this folder.")
 @output_options
 @click.option("--weights", type=FILE, help="Weights that the file was made with; those that came with pulse88.")
-@adapter_option
 @click.option("--engine", help="What computes the model; the engine that the file was made with.")
 @verbose_option
 def replay(
@@ -144,7 +141,6 @@ def replay(
     png: Path | None,
     soundfont: Path | None,
     weights: Path | None,
-    adapter: Path | None,
     engine: str | None,
     verbose: bool,
 ) -> None:
@@ -159,7 +155,7 @@ def replay(
     log_if(verbose)
     made_by = provenance_of(continued)
     try:
-        continuer = _continuer(weights, adapter, engine or (made_by.engine if made_by else "auto"), verbose)
+        continuer = _continuer(weights, engine or (made_by.engine if made_by else "auto"), verbose)
     except ImportError as error:
         raise click.ClickException(f"{error}: --engine numpy may play the same, if more slowly") from error
     playing = continuer.replay(continued)
@@ -241,18 +237,18 @@ def tokens(source: Path, grid: str, verbose: bool) -> None:
 
 @main.command(short_help="Tell weights, engine and versions.")
 @model_options
-def info(weights: Path | None, adapter: Path | None, engine: str) -> None:
+def info(weights: Path | None, engine: str) -> None:
     """Tell what would play: weights, parameters, layers, time grid, engine, versions."""
     import numpy as np
 
     from pulse88.engine.layout import parameter_count
 
-    continuer = _continuer(weights, adapter, engine, verbose=False)
+    continuer = _continuer(weights, engine, verbose=False)
     used, model, grid = continuer.weights, continuer.weights.config, continuer.weights.grid
     kinds = [kind for layer in model.layer_types for kind in layer]
     numbers = "int8, one scale a row" if used.quantised else "floating point"
     rows = {
-        "weights": f"{used.path or f'with {adapter}'} ({numbers})",
+        "weights": f"{used.path} ({numbers})",
         "sha256": used.sha256,
         "parameters": f"{parameter_count(model):,}",
         "layers": f"{model.n_layers} ({kinds.count('gdn')} Gated DeltaNet, {kinds.count('gqa')} attention)",
@@ -266,11 +262,11 @@ def info(weights: Path | None, adapter: Path | None, engine: str) -> None:
         click.echo(f"{name:<11s} {value}")
 
 
-def _continuer(weights: Path | None, adapter: Path | None, engine: str, verbose: bool) -> Continuer:
+def _continuer(weights: Path | None, engine: str, verbose: bool) -> Continuer:
     from pulse88.continuation import Continuer
 
-    continuer = Continuer(weights, engine, adapter)
-    say(verbose, f"weights {continuer.weights.path or f'with {adapter}'}, engine {continuer.engine.name}")
+    continuer = Continuer(weights, engine)
+    say(verbose, f"weights {continuer.weights.path}, engine {continuer.engine.name}")
     return continuer
 
 
