@@ -15,10 +15,12 @@ from pulse88.config import TINY, SamplingConfig, SteeringConfig
 from pulse88.continuation import Continuer, default_weights
 from pulse88.engine import weights as weights_file
 from pulse88.engine.weights import Weights, random_tensors
+from pulse88.generate import play
 from pulse88.join import alone, joined, next_part, split_time, writable
 from pulse88.notes import Meter, Note, Performance, Tempo
 from pulse88.playing import Continuation, Playing
 from pulse88.provenance import ContinueConfig, Provenance
+from pulse88.snapshot import dump, load
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import BOS, FINE, PUBLISHED, Slot
 
@@ -53,6 +55,37 @@ def a_seed(notes: int = 40, parts: int = 2) -> Performance:
 
 def rows(performance: Performance) -> list[Note]:
     return sorted(performance)
+
+
+def test_a_stream_gives_each_note_as_it_is_made_and_can_be_left_and_taken_up_at_any(continuer: Continuer) -> None:
+    asked = {"notes": 130, "random_seed": 5}  # The context of 640 tokens is full after 120 of them.
+    whole = list(continuer.stream(a_seed(), **asked))
+    stream = continuer.stream(a_seed(), **asked)
+    assert stream.take.events == 0
+    for count, note in enumerate(stream, 1):
+        assert note == whole[count - 1]
+        assert (stream.take.events, stream.notes, len(stream.continuation().ids)) == (count, count, 4 * count)
+        if count in (1, 115):
+            data = dump(stream.take)
+            mark = stream.mark()
+            assert stream.take is mark.take
+            ahead = [event for event, _ in islice(play(load(continuer.engine, data)), 9)]
+            assert ahead == [event for event, _ in islice(play(stream.take), 9)]
+            assert dump(stream.take) == data
+    assert count == 130
+
+
+def test_many_takes_are_each_what_it_is_alone_past_the_context_too() -> None:
+    """Computed together in int8, some ending before others."""
+    many = Continuer(Weights(CONFIG, random_tensors(CONFIG, 1), FINE).as_int8())
+    asked = {"notes": 170, "random_seed": 3, "until_end": True}
+    together = [made.to_bytes() for made in many.continue_(a_seed(), takes=18, **asked)]
+    assert len({len(made) for made in together}) > 1
+    config = ContinueConfig(takes=18, **asked)
+    for number, playing in enumerate(many.begin(a_seed(), config)):
+        if number in (0, 7, 15, 17):
+            assert playing.finish().to_bytes() == together[number]
+    assert many.continue_(a_seed(), takes=1, **asked)[0].to_bytes() == together[0]
 
 
 def test_take_i_is_the_same_bytes_however_many_takes_are_made(continuer: Continuer) -> None:

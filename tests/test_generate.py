@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -8,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulse88.config import SamplingConfig
-from pulse88.generate import Event, Take, advance, begin, longest_seed, play, uniforms
+from pulse88.generate import Event, Steer, Take, advance, advance_together, begin, longest_seed, play, uniforms
 from pulse88.sampling import pick
 from pulse88.vocabulary import BLOCKS, BOS, EOS, Grammar, Slot
-from toy_engine import ToyEngine, V, hashed_logits
+from toy_engine import JoiningToy, ToyEngine, V, hashed_logits
 
 SAMPLING = SamplingConfig()
 SEED = (BOS, 0, 60, 130, 160, 5, 64, 131, 161)
@@ -217,3 +219,63 @@ def test_a_model_that_gives_nan_is_refused() -> None:
     broken = ToyEngine(64, lambda prefix: np.full(V, np.nan, np.float32))
     with pytest.raises(ValueError, match="not finite"):
         advance(start(broken))
+
+
+# ---------------------------------------------------------------- takes together
+
+
+def together(takes: list[Take], rounds: int) -> list[list[Event]]:
+    """What each take makes in so many rounds, until it ends."""
+    made: list[list[Event]] = [[] for _ in takes]
+    going = dict(enumerate(takes))
+    for _ in range(rounds):
+        if not going:
+            break
+        for (index, _), step in zip(list(going.items()), advance_together(list(going.values())), strict=True):
+            if step is None:
+                del going[index]
+            else:
+                made[index].append(step[0])
+                going[index] = step[1]
+    return made
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=5), st.booleans(), st.integers(1, 9)
+)
+def test_takes_that_are_computed_together_are_what_each_is_alone(
+    starts: list[tuple[int, int]], may_end: bool, keep: int
+) -> None:
+    """Whatever their positions: some roll on while others don't, and some end."""
+    engine = JoiningToy(64)
+    takes = []
+    for number, ahead in starts:
+        take = start(engine, number=number, may_end=may_end, keep=keep)
+        takes.append([take, *(after for _, after in islice(play(take), ahead))][-1])
+    del engine.read[:]
+    made = together(takes, 25)
+    assert made == [events(take, 25) for take in takes]
+    assert made == together([replace(take, engine=ToyEngine(64)) for take in takes], 25)
+
+
+def test_takes_together_take_one_pass_a_token() -> None:
+    engine = JoiningToy()
+    first = start(engine)
+    del engine.read[:]
+    together([first.numbered(number) for number in range(8)], 10)
+    assert engine.read == [1] * 40
+
+
+def test_takes_together_are_steered_each_by_its_own() -> None:
+    def only(pitch: int) -> Steer:
+        def steer(made: Sequence[int], grammar: Grammar, ids: np.ndarray, logits: np.ndarray) -> tuple:
+            return (np.array([pitch]) if grammar.slot is Slot.PITCH else ids[1:] if not made else ids), logits
+
+        return steer
+
+    takes = [start(JoiningToy()).numbered(0)] * 3
+    steers = [only(50), None, only(70)]
+    steps = advance_together(takes, steers)
+    assert steps[0][0].pitch == 50 and steps[2][0].pitch == 70  # type: ignore[index]
+    assert [step[0] for step in steps] == [advance(t, s)[0] for t, s in zip(takes, steers, strict=True)]  # type: ignore[index]

@@ -6,7 +6,7 @@ Whoever drops, doubles or reorders one id of the prefix gets other logits from t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ class ToyState:
 
     @property
     def position(self) -> int:
-        return len(self.prefixes[0])
+        return max(map(len, self.prefixes))
 
 
 def hashed_logits(prefix: tuple[int, ...]) -> NDArray[np.float32]:
@@ -62,3 +62,13 @@ class ToyEngine:
             rows.append([self.logits_of(whole[:stop]) for stop in range(first, len(whole) + 1)])
             prefixes.append(whole)
         return np.array(rows, np.float32), ToyState(tuple(prefixes))
+
+
+class JoiningToy(ToyEngine):
+    """One that computes sequences together."""
+
+    def join(self, states: Iterable[ToyState]) -> ToyState:
+        return ToyState(tuple(prefix for state in states for prefix in state.prefixes))
+
+    def split(self, state: ToyState) -> list[ToyState]:
+        return [ToyState((prefix,)) for prefix in state.prefixes]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_data, cli_evaluate, cli_originality, cli_serve, cli_train
+from pulse88 import __version__, cli_data, cli_evaluate, cli_finetune, cli_originality, cli_serve, cli_train
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
     FILE,
     Doors,
+    adapter_option,
     field_option,
     log_if,
     model_options,
@@ -44,6 +46,7 @@ main.add_command(cli_data.merge)
 main.add_command(cli_data.stats)
 main.add_command(cli_train.train)
 main.add_command(cli_train.export)
+main.add_command(cli_finetune.finetune)
 main.add_command(cli_evaluate.evaluate)
 main.add_command(cli_originality.index)
 main.add_command(cli_originality.originality)
@@ -85,14 +88,17 @@ def continue_(
     in_key: bool,
     end_within: float | None,
     weights: Path | None,
+    adapter: Path | None,
     engine: str,
     verbose: bool,
     **asked: Any,
 ) -> None:
     """Play on from SEED, a MIDI file, and write seed and continuation as one MIDI file.
 
-    Several takes are numbered: out-take1.mid, out-take2.mid, ... Each is written when it is finished.
+    Several takes are numbered: out-take1.mid, out-take2.mid, ... They are computed together where the engine can.
     """
+    from pulse88.playing import in_groups
+
     try:
         config = ContinueConfig(**asked)
         sampling = SamplingConfig(temperature=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
@@ -105,22 +111,24 @@ def continue_(
     ]
     _check_outputs(seed, outputs)
     log_if(verbose)
-    playings = _continuer(weights, engine, verbose).begin(seed, config, sampling, steering)
+    playings = _continuer(weights, adapter, engine, verbose).begin(seed, config, sampling, steering)
     say(verbose, *playings[0].remarks)
-    for number, (playing, take_paths) in enumerate(zip(playings, outputs, strict=True), 1):
-        label = f"take {number} of {config.takes}" if config.takes > 1 else "playing on"
-        took = _play(playing, label)
-        continuation = playing.continuation()
-        if not playing.notes:
-            raise click.ClickException(
-                f"no new note begins within {config.limit_seconds:g} s of the seed's last one, so there is nothing to "
-                "write: ask for more seconds, or try another --random-seed"
-            )
-        written = _write(continuation, take_paths, soundfont)
-        new = continuation.new
-        click.echo(
-            f"Wrote {written}: {len(new)} new notes, {new.end:.1f} s, made at {len(new) / max(took, 1e-9):.1f} notes/s."
-        )
+    paths_of = iter(outputs)
+    for group in in_groups(playings):
+        numbers = "-".join(str(playing.take.number + 1) for playing in (group[0], group[-1])[: len(group)])
+        label = f"take {numbers} of {config.takes}" if config.takes > 1 else "playing on"
+        took = _play(group, label)
+        rate = sum(playing.notes for playing in group) / max(took, 1e-9)
+        for playing in group:
+            if not playing.notes:
+                raise click.ClickException(
+                    f"no new note begins within {config.limit_seconds:g} s of the seed's last one, so there is nothing "
+                    "to write: ask for more seconds, or try another --random-seed"
+                )
+            continuation = playing.continuation()
+            written = _write(continuation, next(paths_of), soundfont)
+            new = continuation.new
+            click.echo(f"Wrote {written}: {len(new)} new notes, {new.end:.1f} s, made at {rate:.1f} notes/s.")
     if config.random_seed is None:
         click.echo(
             f"The random seed was {playings[0].provenance.random_seed}: with --random-seed the same music comes again."
@@ -132,6 +140,7 @@ def continue_(
 @click.option("-o", "--output", type=FILE, help="MIDI file to write; CONTINUED-replayed.mid in this folder.")
 @output_options
 @click.option("--weights", type=FILE, help="Weights that the file was made with; those that came with pulse88.")
+@adapter_option
 @click.option("--engine", help="What computes the model; the engine that the file was made with.")
 @verbose_option
 def replay(
@@ -141,6 +150,7 @@ def replay(
     png: Path | None,
     soundfont: Path | None,
     weights: Path | None,
+    adapter: Path | None,
     engine: str | None,
     verbose: bool,
 ) -> None:
@@ -155,11 +165,11 @@ def replay(
     log_if(verbose)
     made_by = provenance_of(continued)
     try:
-        continuer = _continuer(weights, engine or (made_by.engine if made_by else "auto"), verbose)
+        continuer = _continuer(weights, adapter, engine or (made_by.engine if made_by else "auto"), verbose)
     except ImportError as error:
         raise click.ClickException(f"{error}: --engine numpy may play the same, if more slowly") from error
     playing = continuer.replay(continued)
-    _play(playing, "replaying")
+    _play([playing], "replaying")
     written = _write(playing.continuation(), paths, soundfont)
     if paths["mid"].read_bytes() == continued.read_bytes():
         click.echo(f"Wrote {written}: the same bytes as {continued}.")
@@ -237,18 +247,18 @@ def tokens(source: Path, grid: str, verbose: bool) -> None:
 
 @main.command(short_help="Tell weights, engine and versions.")
 @model_options
-def info(weights: Path | None, engine: str) -> None:
+def info(weights: Path | None, adapter: Path | None, engine: str) -> None:
     """Tell what would play: weights, parameters, layers, time grid, engine, versions."""
     import numpy as np
 
     from pulse88.engine.layout import parameter_count
 
-    continuer = _continuer(weights, engine, verbose=False)
+    continuer = _continuer(weights, adapter, engine, verbose=False)
     used, model, grid = continuer.weights, continuer.weights.config, continuer.weights.grid
     kinds = [kind for layer in model.layer_types for kind in layer]
     numbers = "int8, one scale a row" if used.quantised else "floating point"
     rows = {
-        "weights": f"{used.path} ({numbers})",
+        "weights": f"{used.path or f'with {adapter}'} ({numbers})",
         "sha256": used.sha256,
         "parameters": f"{parameter_count(model):,}",
         "layers": f"{model.n_layers} ({kinds.count('gdn')} Gated DeltaNet, {kinds.count('gqa')} attention)",
@@ -262,11 +272,11 @@ def info(weights: Path | None, engine: str) -> None:
         click.echo(f"{name:<11s} {value}")
 
 
-def _continuer(weights: Path | None, engine: str, verbose: bool) -> Continuer:
+def _continuer(weights: Path | None, adapter: Path | None, engine: str, verbose: bool) -> Continuer:
     from pulse88.continuation import Continuer
 
-    continuer = Continuer(weights, engine)
-    say(verbose, f"weights {continuer.weights.path}, engine {continuer.engine.name}")
+    continuer = Continuer(weights, engine, adapter)
+    say(verbose, f"weights {continuer.weights.path or f'with {adapter}'}, engine {continuer.engine.name}")
     return continuer
 
 
@@ -299,12 +309,15 @@ def _check_outputs(source: Path, outputs: list[dict[str, Path]]) -> None:
         seen[path.resolve()] = path
 
 
-def _play(playing: Playing, label: str) -> float:
-    """Plays to the end, telling the progress on a terminal; seconds that it took."""
+def _play(playings: Sequence[Playing], label: str) -> float:
+    """Plays all to their ends, telling the progress on a terminal; seconds that it took."""
+    from pulse88.playing import play_together
+
     began = time.perf_counter()
     with progress(label) as tell:
-        for _ in playing:
-            tell(playing.share, f"{playing.notes} note{'s' * (playing.notes != 1)}, {playing.seconds:.1f} s")
+        for playing in play_together(playings):
+            share = sum(1.0 if p.finished else p.share for p in playings) / len(playings)
+            tell(share, f"{playing.notes} note{'s' * (playing.notes != 1)}, {playing.seconds:.1f} s")
     return time.perf_counter() - began
 
 

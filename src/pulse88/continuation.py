@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from pulse88.engine.adapter import adapted, read_adapter
 from pulse88.engine.weights import Weights
 from pulse88.engine.weights import read as read_weights
 from pulse88.join import next_part, writable
-from pulse88.notes import Note, Performance
+from pulse88.notes import Performance
 from pulse88.playing import Continuation, Playing, in_groups, play_together
 from pulse88.provenance import ContinueConfig, Provenance
 from pulse88.tokenizer import Tokenizer
@@ -103,10 +103,13 @@ class Continuer:
         random_seed: int | None = None,
         until_end: bool = False,
         steering: SteeringConfig | None = None,
-    ) -> Iterator[Note]:
-        """The first take's notes as they are made, on the seed's clock; settings and errors as in `continue_`."""
+    ) -> Playing:
+        """The first take's notes as they are made, on the seed's clock; settings and errors as in `continue_`.
+
+        After any note `.take` is where it stands (see snapshot.py), and `.continuation()` what has been made.
+        """
         config = ContinueConfig(seconds, notes, seed_notes, 1, random_seed, until_end)
-        return iter(self.begin(seed, config, sampling, steering)[0])
+        return self.begin(seed, config, sampling, steering)[0]
 
     def begin(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse88 import generate, midi_file
+from pulse88.engine import joining
 from pulse88.join import alone, joined, split_time
 from pulse88.notes import Note, Performance
 from pulse88.provenance import Provenance
@@ -20,6 +21,7 @@ from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import EVENT_TOKENS
 
 NEW_PART_NAME = "Pulse88"
+TOGETHER = 16  # takes that are computed at once; more would gain little and take more memory
 
 
 class Mark(NamedTuple):
@@ -159,19 +161,34 @@ class Playing:
         return self
 
     def __next__(self) -> Note:
-        if self._finished or len(self._notes) == self._limit_notes:
+        if self.finished:
             raise StopIteration
+        note = self._taken(generate.advance(*self._coming()))
+        if note is None:
+            raise StopIteration
+        return note
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more notes will come."""
+        return self._finished or len(self._notes) == self._limit_notes
+
+    def _coming(self) -> tuple[generate.Take, Steering | None]:
+        """The take that the next event is drawn by, and what steers it."""
         number = dict(self._provenance.branches).get(len(self._notes))
         take = self._take if number is None else self._take.numbered(number)
-        step = generate.advance(take, self._steering if self._steering.config.steers else None)
+        return take, self._steering if self._steering.config.steers else None
+
+    def _taken(self, step: tuple[generate.Event, generate.Take] | None) -> Note | None:
+        """The note of what was drawn; None if it ends the piece or lies past its limit."""
         if step is None:
             self._finished = self._ended = True
-            raise StopIteration
+            return None
         event, after = step
         (note,) = self._tokenizer.decode(event, origin=self.seconds)
         if note.onset > self._limit_seconds:
             self._finished = True
-            raise StopIteration
+            return None
         self._take = after
         self._steering = self._steering.after(event)
         self._notes.append(note)
@@ -202,3 +219,21 @@ class Playing:
         for _ in self:
             pass
         return self.continuation()
+
+
+def in_groups(playings: Sequence[Playing]) -> list[Sequence[Playing]]:
+    """The playings of one engine as `play_together` is worth while: some at once, or each alone."""
+    at_once = TOGETHER if playings and joining(playings[0].take.engine) else 1
+    return [playings[start : start + at_once] for start in range(0, len(playings), at_once)]
+
+
+def play_together(playings: Sequence[Playing]) -> Iterator[Playing]:
+    """Plays all to their ends, a note of each in turn; yields each after each of its notes.
+
+    Every playing is what it is alone. They must have one engine.
+    """
+    while going := [playing for playing in playings if not playing.finished]:
+        takes, steers = zip(*(playing._coming() for playing in going), strict=True)
+        for playing, step in zip(going, generate.advance_together(takes, steers), strict=True):
+            if playing._taken(step) is not None:
+                yield playing

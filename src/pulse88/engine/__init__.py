@@ -7,9 +7,9 @@ forward(x) equals forward of x's pieces with the state carried over, wherever th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ from pulse88.engine import weights as weights_file
 from pulse88.engine.state import State
 from pulse88.engine.weights import Weights, WeightsError
 
-__all__ = ["ENGINES", "Engine", "State", "Weights", "WeightsError", "load"]
+__all__ = ["ENGINES", "Engine", "JoiningEngine", "State", "Weights", "WeightsError", "joining", "load"]
 
 ENGINES = ("auto", "native", "numpy")
 _log = logging.getLogger(__name__)
@@ -59,6 +59,21 @@ class Engine(Protocol):
 
     def thaw(self, arrays: Mapping[str, NDArray[Any]], position: int) -> Any:
         """The state that was frozen after `position` tokens, bit for bit. ValueError for arrays that don't fit."""
+
+
+class JoiningEngine(Engine, Protocol):
+    """An engine whose batches give each sequence, to the last bit, what it gets alone."""
+
+    def join(self, states: Iterable[Any]) -> Any:
+        """The sequences of several states as one batch; they may stand at different positions."""
+
+    def split(self, state: Any) -> list[Any]:
+        """A batch's sequences, each as a state."""
+
+
+def joining(engine: Engine) -> JoiningEngine | None:
+    """The engine, if it can join states."""
+    return cast(JoiningEngine, engine) if hasattr(engine, "join") else None
 
 
 def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:
