@@ -109,8 +109,10 @@ class Pool:
         self._closing = True
         while (work := self._turns.next()) is not None:
             _fail(work, Problem(503, "the server is going down: come back later"))
+        processes = [worker.process for worker in self._workers]
         for worker in self._workers:
             worker.kill()
+        await asyncio.gather(*(process.wait() for process in processes))
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)

@@ -209,7 +209,8 @@ class Room:
                 length = playing.notes == asked[0].notes or not playing.ended
                 reason = "length" if length else "end"
                 break
-            tell({"is": "note", "index": playing.notes - 1, "note": _row(note)})
+            ids = bytes(playing.ids[-EVENT_TOKENS:]).hex()
+            tell({"is": "note", "index": playing.notes - 1, "note": _row(note), "ids": ids})
             if time.perf_counter() > deadline:
                 break
         self._latest = (_place(head["take"], playing), playing)
@@ -217,7 +218,7 @@ class Room:
         done = {
             "is": "done",
             "reason": reason,
-            "ids": bytes(playing.ids[len(made) :]).hex(),
+            "notes": playing.notes,
             "seconds": playing.seconds,
             "read_s": read_s,
             "work_s": time.perf_counter() - began,

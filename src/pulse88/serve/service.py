@@ -98,6 +98,8 @@ class Service:
         settings = asked.settings.resolved()
         if self.pool.model is not None:
             most = self.pool.model["context_notes"] - 1
+            if "seed_notes" not in asked.settings.model_fields_set:
+                settings["seed_notes"] = min(settings["seed_notes"], most)
             if settings["seed_notes"] > most:
                 raise Problem(422, f"settings.seed_notes must be at most {most} with this model")
         random_seed = secrets.randbelow(2**32) if asked.random_seed is None else asked.random_seed

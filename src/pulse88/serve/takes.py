@@ -143,13 +143,11 @@ class _Playing:
             at_seed, here = blobs
             if at_seed and first:
                 self._memory.snapshots.put(take.visitor, reading(take), 0, at_seed)
-            self.made += bytes.fromhex(head["ids"])
+            assert events_of(self.made) == head["notes"], "a note was lost on its way"
             self.seconds = head["seconds"]
             if here:
                 self._memory.snapshots.put(take.visitor, self._owner, events_of(self.made), here)
                 worker.latest = self._place
-            if self._aloud:
-                take.made, take.seconds = self.made, self.seconds
             self._sink(
                 {
                     "type": "progress",
@@ -166,7 +164,7 @@ class _Playing:
     def told(self) -> None:
         """Tells the notes of a candidate that was played in silence; it is the take from now on."""
         take = self._take
-        take.made, take.seconds, take.drawn = self.made, self.seconds, self._number
+        take.made, take.seconds, take.drawn = self.made, round(self.seconds, 6), self._number
         for index, note in enumerate(self.notes):
             self._tell(index, note)
 
@@ -216,7 +214,7 @@ class _Playing:
         return max(1, min(self._take.settings["seed_notes"], self._take.seed.read_notes))
 
     def _hear(self, told: Event) -> None:
-        """What a worker tells in a turn. A turn that was lost is told again from its beginning, by another worker."""
+        """What a worker tells in a turn."""
         take = self._take
         if told["is"] == "begun":
             if take.state == "waiting":
@@ -229,7 +227,10 @@ class _Playing:
                 self._metrics.first_note(time.monotonic() - self._asked_at)
             self._metrics.notes()
             self.notes.append(told["note"])
+            self.made += bytes.fromhex(told["ids"])
+            self.seconds = told["note"][0] - take.boundary
             if self._aloud:
+                take.made, take.seconds = self.made, round(self.seconds, 6)
                 self._tell(told["index"], told["note"])
 
     def _tell(self, index: int, note: list[float]) -> None:
