@@ -13,17 +13,22 @@ from click.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="torch, the extra `train`, is not installed")
 
+from pulse88 import engine as engines  # noqa: E402
 from pulse88.batches import TokenCorpus  # noqa: E402
 from pulse88.checkpoint import load_model  # noqa: E402
 from pulse88.cli import main  # noqa: E402
 from pulse88.config import TINY  # noqa: E402
-from pulse88.engine.weights import metadata_of, random_tensors, read, save  # noqa: E402
-from pulse88.evaluate import (  # noqa: E402
+from pulse88.engine.weights import Weights, metadata_of, random_tensors, read, save  # noqa: E402
+from pulse88.engine_score import bits_of_events, engine_score  # noqa: E402
+from pulse88.evaluate import likelihood, torch_score  # noqa: E402
+from pulse88.likelihood import (  # noqa: E402
     GRID_FREE_SHIFT,
     Likelihood,
+    grid_bits,
     grid_bits_per_note,
-    likelihood,
     log_widths,
+    measure,
+    seconds_of_pieces,
     spans,
 )
 from pulse88.model import Pulse88  # noqa: E402
@@ -133,20 +138,79 @@ def test_grid_bits_are_the_mean_over_notes() -> None:
     assert grid_bits_per_note(corpus, FINE) == pytest.approx(expected)
 
 
+def test_grid_bits_and_seconds_are_those_of_each_piece() -> None:
+    corpus = a_corpus((50, 1, 20))
+    for piece, (start, length) in enumerate(zip(corpus.starts, corpus.lengths, strict=True)):
+        alone = TokenCorpus(corpus.tokens[start : start + length], corpus.lengths[piece : piece + 1], ("a/b",))
+        assert grid_bits(corpus, FINE)[piece] == pytest.approx(grid_bits_per_note(alone, FINE) * (length // 4))
+        deltas = corpus.tokens[start + 1 : start + length - 1 : 4]
+        assert seconds_of_pieces(corpus, FINE)[piece] == pytest.approx(FINE.seconds(Slot.DELTA, deltas).sum())
+
+
+def test_the_order_of_the_pieces_does_not_change_the_result(model: Pulse88) -> None:
+    corpus = a_corpus((3, 40, 17, 90, 33))
+    order = [3, 0, 4, 2, 1]
+    tokens = [corpus.tokens[corpus.starts[i] : corpus.starts[i] + corpus.lengths[i]] for i in order]
+    moved = TokenCorpus(np.concatenate(tokens), corpus.lengths[order], tuple(corpus.names[i] for i in order))
+    score = torch_score(model)
+    here, there = (measure(score, c, window=64, batch=b) for c, b in ((corpus, 3), (moved, 2)))
+    assert np.allclose(here.nats[order], there.nats, rtol=1e-6)
+    assert np.allclose(here.context_nats[order], there.context_nats, rtol=1e-6)
+
+
+def test_contexts_hold_all_tokens_of_whole_windows(model: Pulse88) -> None:
+    corpus = a_corpus((100, 5))
+    found = measure(torch_score(model), corpus, window=64, batch=2)
+    windows = sum(end - begin == 65 for begin, end, _ in spans(402, 64, 32))
+    assert found.context_tokens.sum(axis=1).tolist() == [64 * windows, 0]
+    assert found.context_tokens[0, :2].tolist() == [63 * windows, windows]
+    first = torch_score(model)(corpus.tokens[None, :65].astype(np.int64))
+    one = measure(torch_score(model), TokenCorpus(corpus.tokens[:65], np.array([65]), ("a/b",)), window=64)
+    assert one.context_nats[0, :2] == pytest.approx([first[0, :63].sum(), first[0, 63]], rel=1e-6)
+
+
+def test_an_engine_and_torch_agree() -> None:
+    config = replace(TINY, max_positions=64)
+    weights = Weights(config, random_tensors(config, 0), FINE)
+    corpus = a_corpus((30, 20, 40))
+    by_torch = likelihood(load_model(weights), corpus, window=64)
+    by_engine = measure(engine_score(engines.load(weights, "numpy")), corpus, window=64, batch=3)
+    assert np.allclose(by_torch.nats, by_engine.nats, rtol=1e-4)
+    assert by_engine.bits_per_note == pytest.approx(by_torch.bits_per_note, rel=1e-5)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_bits_of_events_after_a_seed_are_those_of_their_windows(begins: bool) -> None:
+    config = replace(TINY, max_positions=64)
+    engine = engines.load(Weights(config, random_tensors(config, 0), FINE), "numpy")
+    ids = a_corpus((40,)).tokens[:-1].astype(np.int64)
+    ids = ids if begins else ids[1:]
+    cut = 21 if begins else 20
+    bits = bits_of_events(engine, ids[:cut].tolist(), ids[cut:].tolist())
+    assert len(bits) == 35
+    score = engine_score(engine)
+    first = 65 if begins else 64  # the first window reads as much
+    by_hand = score(ids[None, :first])[0, cut - 1 : cut + 39].reshape(-1, 4).sum(axis=1) / math.log(2)
+    assert np.allclose(bits[:10], by_hand, rtol=1e-6)
+    begin = 33 if begins else 32  # the second begins half a window later, on an event
+    later = score(ids[None, begin : begin + 65])[0]
+    at = cut + 4 * 15
+    assert bits[15] == pytest.approx(later[at - begin - 1 : at - begin + 3].sum() / math.log(2), rel=1e-6)
+
+
 def test_the_command_measures_weights_on_prepared_data(tmp_path: Path) -> None:
     corpus = a_corpus((30, 20, 40))
     write_data(tmp_path, corpus, FINE)
     tensors = random_tensors(TINY, 0)
     save(tmp_path / "w.safetensors", tensors, metadata_of(TINY, FINE))
-    asked = ["evaluate", "--data", str(tmp_path), "--weights", str(tmp_path / "w.safetensors")]
-    told = CliRunner().invoke(main, [*asked, "--pieces", "2", "-o", str(tmp_path / "figures.json")])
-    assert told.exit_code == 0, told.output
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["pieces"] == 2 and figures["notes"] == 70
+    asked = ["evaluate", "--data", str(tmp_path), "--weights", str(tmp_path / "w.safetensors"), "--pieces", "2"]
     by_hand = likelihood(load_model(read(tmp_path / "w.safetensors")), corpus, window=256)
     chosen = by_hand.nats[[0, 2]].sum() / 70 / math.log(2)
-    assert figures["bits_per_note"] == pytest.approx(chosen, rel=1e-5)
-    assert f"{figures['bits_per_note']:8.3f} bits a note" in told.output
+    for engine in ("torch", "numpy"):
+        told = CliRunner().invoke(main, [*asked, "--engine", engine])
+        assert told.exit_code == 0, told.output
+        assert f"2 pieces, 70 notes of validation, engine {engine}" in told.output
+        assert f"{chosen:8.3f} bits a note" in told.output
 
 
 def test_the_command_refuses_data_on_another_grid(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from pulse88.checkpoint import CheckpointError, Circumstances, Progress
 from pulse88.config import TrainConfig
 from pulse88.delta_rule import Kernel
 from pulse88.engine import weights as weights_file
-from pulse88.evaluate import SLOTS, Likelihood, likelihood
+from pulse88.evaluate import likelihood
+from pulse88.likelihood import SLOTS, Likelihood
 from pulse88.model import Pulse88
 from pulse88.objective import nats, nats_of_each, slot_table, split_targets
 from pulse88.optimizer import make_optimizers, set_learning_rate

@@ -20,7 +20,7 @@ from typing import Any
 
 from pulse88.checkpoint import Progress
 from pulse88.config import TrainConfig
-from pulse88.evaluate import Likelihood
+from pulse88.likelihood import Likelihood
 
 SAMPLE_FIGURES = ("density", "range", "repetition", "pitch_class_cosine")  # means of them are drawn
 LOG_EVERY = 10  # steps between lines of log.jsonl
