@@ -38,7 +38,7 @@ HOUSE = (
     Room(2, "ids", "likelihood baselines"),
     Room(2, "model", "engine_score"),
     Room(3, "rooms", "trials report frechet"),
-    Room(3, "rooms", "originality guard"),
+    Room(3, "rooms", "originality guard ranking"),
     Room(3, "rooms", "page"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data cli_serve __main__"),
     Room(4, "doors", "serve serve.limits serve.problems serve.messages serve.turns serve.metrics serve.examples"),
