@@ -21,8 +21,6 @@ CAROL = (ROOT / "examples" / "carol" / "seed.mid").read_bytes()
 MOTIF = (ROOT / "examples" / "motif" / "seed.mid").read_bytes()
 LENGTHS = {5: 0, 20: 3}  # seconds → step of the length control
 
-pytestmark = pytest.mark.xdist_group("page")  # one server and one browser for all of these
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:

@@ -12,7 +12,7 @@ import { Piece } from "./piece.js";
 import { Player } from "./player.js";
 import { Roll, RULER } from "./roll.js";
 import { showShelf } from "./shelf.js";
-import { Sound } from "./sound.js";
+import { MIDDLE, Sound } from "./sound.js";
 import * as store from "./store.js";
 import { TakeMenu } from "./take_menu.js";
 import { branchAt } from "./tree.js";
@@ -86,9 +86,19 @@ async function goOn(branch = null) {
   hideCard();
   quiet();
   sound.wake().catch(() => {}); // Where there is no sound device, notes are still made and drawn.
-  sound.load([], true);
+  sound.rest(true);
   const { takes, settings, state } = controls;
-  await piece.continue_(settings, { takes, randomSeed: state.randomSeed, branch });
+  try {
+    await piece.continue_(settings, { takes, randomSeed: state.randomSeed, branch });
+  } finally {
+    loadAll();
+  }
+}
+
+/** The whole keyboard's sounds: new notes may lie anywhere. */
+function loadAll() {
+  sound.rest(false);
+  sound.load([], true);
 }
 
 function stopOrGo() {
@@ -102,7 +112,8 @@ function firstNote({ detail: { id, first } }) {
   const note = piece.notes[id][0];
   measures.clickToNote.push(performance.now() - asked.click);
   asked.note = note;
-  if (controls.state.playAlong && !player.playing && !live.mode) startPlaying(Math.max(0, note.onset - 0.02)).catch(tell);
+  showLine(false);
+  if (controls.state.playAlong && !player.playing && !live.mode) startPlaying(Math.max(0, note.onset - 0.005)).catch(tell);
 }
 
 player.onHand = (note, when) => {
@@ -110,6 +121,7 @@ player.onHand = (note, when) => {
   const { baseLatency = 0, outputLatency = 0 } = sound.context;
   measures.clickToSound.push(performance.now() - asked.click + 1000 * (when - sound.now + baseLatency + outputLatency));
   asked = null;
+  loadAll();
 };
 
 async function startPlaying(from) {
@@ -609,6 +621,7 @@ async function start() {
   const restored = last && (await piece.load(last).catch(() => false));
   if (!restored) refresh(true);
   showExamples(byId("examples"), openBytes).catch(tell);
+  sound.load(MIDDLE);
   const info = await api.info();
   limits = info.limits;
   piece.limits = info.limits;

@@ -61,7 +61,7 @@ export class Player extends EventTarget {
 
   begin(position) {
     this.sound.silence();
-    this.clock.start(this.sound.now + 0.02, position);
+    this.clock.start(this.sound.now + 0.005, position);
     this.walker.seek(position);
     this.handed = position;
     for (const i of soundingAt(this.notes, this.ends, position)) {

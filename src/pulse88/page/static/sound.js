@@ -5,8 +5,8 @@ import { clamp } from "./music.js";
 const VOICES = 72; // sounding at once; the oldest make room
 const RELEASE = 0.16; // seconds in which a damper ends a string's sound
 const TOP_UNDAMPED = 88; // above, strings have no dampers and ring out
-const FETCHED_AT_ONCE = 4;
-const MIDDLE = [48, 52, 56, 60, 64, 68, 72, 76];
+const FETCHED_AT_ONCE = 2;
+export const MIDDLE = [48, 52, 56, 60, 64, 68, 72, 76];
 
 export class Sound {
   constructor(describe, fetchFile) {
@@ -17,6 +17,7 @@ export class Sound {
     this.wanted = []; // "layer/pitch", in the order in which they are fetched
     this.begun = new Set();
     this.working = 0;
+    this.resting = false;
     this.describing = null;
     this.failed = null; // why there is no sound
     this.voices = new Set();
@@ -62,7 +63,21 @@ export class Sound {
     const order = (all ? there : near).toSorted((a, b) => near.includes(b) - near.includes(a) || Math.abs(a - 63) - Math.abs(b - 63));
     const first = layers.toReversed().flatMap((layer) => order.map((pitch) => `${layer}/${pitch}`));
     this.wanted = [...first.filter((key) => !this.begun.has(key)), ...this.wanted.filter((key) => !first.includes(key))];
-    while (this.working < FETCHED_AT_ONCE && this.wanted.length) this.work();
+    this.hire();
+  }
+
+  /** Whether fetching pauses: a server that renders samples has less time for music. */
+  rest(resting) {
+    this.resting = resting;
+    if (!resting) this.hire();
+  }
+
+  hire() {
+    while (this.working < FETCHED_AT_ONCE && this.wanted.length && this.mayFetch) this.work();
+  }
+
+  get mayFetch() {
+    return !this.resting || !this.isEnough;
   }
 
   async begin() {
@@ -75,7 +90,7 @@ export class Sound {
 
   async work() {
     this.working++;
-    while (this.wanted.length) {
+    while (this.wanted.length && this.mayFetch) {
       const key = this.wanted.shift();
       const [layer, pitch] = key.split("/");
       this.begun.add(key);
@@ -92,13 +107,17 @@ export class Sound {
     this.working--;
   }
 
+  get isEnough() {
+    return this.buffers.size >= 6;
+  }
+
   get isReady() {
-    return this.buffers.size >= 6 || (this.buffers.size > 0 && !this.working);
+    return this.isEnough || (this.buffers.size > 0 && !this.working);
   }
 
   /** Resolves as soon as something can be played; false if nothing will ever be. */
   async ready(patience = 12000) {
-    await this.load(MIDDLE);
+    if (!this.isReady) await this.load(MIDDLE);
     const since = performance.now();
     while (!this.isReady) {
       if (this.failed || performance.now() - since > patience) return this.buffers.size > 0;
