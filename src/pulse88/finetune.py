@@ -269,32 +269,36 @@ class _Tuner:
         self.model, self.batches, self.config, self._measure = model, batches, config, measure
         self.optimizers = make_optimizers(model, batches.config)
         self.steps, self.best_step, self._best_bits = 0, 0, before
+        self._looked_at = self._looks_since_best = 0
         self._best: dict[str, Tensor] = {}
 
     def run(self, sitting: Sitting, tell: Tell) -> str:
-        """Trains; why it ended."""
-        config, looks_since_best = self.config, 0
+        """Trains, with a look at the end in any case; why it ended."""
+        config = self.config
         tell(0.0, f"{self._best_bits:.3f} bits a note before")
-        while self.steps < config.steps:
-            if sitting.signal:
-                return "signal"
-            if sitting.over:
-                return "minutes"
+        while True:
+            over = "minutes" if sitting.over else "steps" if self.steps == config.steps else ""
+            over = "signal" if sitting.signal else over
+            share = self.steps / config.steps
+            if self.steps > self._looked_at and (over or self.steps % config.look_every == 0):
+                tell(share, f"step {self.steps}: {self._look():.3f} bits a note")
+                over = over or ("patience" if self._looks_since_best == config.patience else "")
+            else:
+                tell(share, f"step {self.steps}")
+            if over:
+                return over
             self._step(self.steps)
             self.steps += 1
-            if self.steps % config.look_every == 0 or self.steps == config.steps:
-                bits = self._measure.windows(self.model)
-                better = bits < self._best_bits
-                looks_since_best = 0 if better else looks_since_best + 1
-                if better:
-                    self._best_bits, self.best_step = bits, self.steps
-                    self._best = {name: p.detach().clone() for name, p in self._trained()}
-                tell(self.steps / config.steps, f"step {self.steps}: {bits:.3f} bits a note")
-                if looks_since_best == config.patience:
-                    return "patience"
-            else:
-                tell(self.steps / config.steps, f"step {self.steps}")
-        return "steps"
+
+    def _look(self) -> float:
+        """Bits a note of held-out windows; keeps the values if they are the best so far."""
+        bits = self._measure.windows(self.model)
+        self._looked_at = self.steps
+        self._looks_since_best += 1
+        if bits < self._best_bits:
+            self._best_bits, self.best_step, self._looks_since_best = bits, self.steps, 0
+            self._best = {name: p.detach().clone() for name, p in self._trained()}
+        return bits
 
     def restore_best(self) -> None:
         with torch.no_grad():
