@@ -43,7 +43,7 @@ HOUSE = (
     Room(1, "model", "engine.adapter"),
     Room(2, "model", "low_rank"),
     Room(3, "rooms", "finetune"),
-    Room(4, "doors", "cli_originality cli_finetune"),
+    Room(4, "doors", "cli_originality cli_evidence cli_finetune"),
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pulse88 import __version__, cli_data, cli_evaluate, cli_finetune, cli_originality, cli_serve, cli_train
+from pulse88.cli_evidence import Evidence, evidence_options
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.provenance import ContinueConfig
 from pulse88.terminal import (
@@ -71,6 +72,7 @@ main.add_command(cli_originality.originality)
 @field_option(ContinueConfig, "random_seed", type=int)
 @field_option(ContinueConfig, "only_new", is_flag=True)
 @field_option(ContinueConfig, "until_end", is_flag=True)
+@evidence_options
 @model_options
 @verbose_option
 def continue_(
@@ -99,6 +101,7 @@ def continue_(
     """
     from pulse88.playing import in_groups
 
+    evidence = Evidence.taken_from(asked)
     try:
         config = ContinueConfig(**asked)
         sampling = SamplingConfig(temperature=temperature, top_p=top_p, min_p=min_p, top_k=top_k)
@@ -106,18 +109,19 @@ def continue_(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     paths = _paths(seed, output, wav, png, "continued")
-    outputs = [
-        {kind: _numbered(path, take, config.takes) for kind, path in paths.items()} for take in range(config.takes)
-    ]
+    count = 1 if evidence.best_of > 1 else config.takes
+    outputs = [{kind: _numbered(path, take, count) for kind, path in paths.items()} for take in range(count)]
     _check_outputs(seed, outputs)
     log_if(verbose)
+    evidence.warn()
     playings = _continuer(weights, adapter, engine, verbose).begin(seed, config, sampling, steering)
     say(verbose, *playings[0].remarks)
     paths_of = iter(outputs)
-    for group in in_groups(playings):
+    candidates: list[Continuation] = []
+    for group in [[playing] for playing in playings] if evidence.watches else in_groups(playings):
         numbers = "-".join(str(playing.take.number + 1) for playing in (group[0], group[-1])[: len(group)])
         label = f"take {numbers} of {config.takes}" if config.takes > 1 else "playing on"
-        took = _play(group, label)
+        took = _play(group, label, evidence)
         rate = sum(playing.notes for playing in group) / max(took, 1e-9)
         for playing in group:
             if not playing.notes:
@@ -125,10 +129,16 @@ def continue_(
                     f"no new note begins within {config.limit_seconds:g} s of the seed's last one, so there is nothing "
                     "to write: ask for more seconds, or try another --random-seed"
                 )
-            continuation = playing.continuation()
+            candidates.append(playing.continuation())
+            if len(candidates) < evidence.best_of:
+                continue
+            continuation = candidates[-1]
+            if evidence.best_of > 1:
+                continuation = evidence.best(candidates, playing.take.engine)
             written = _write(continuation, next(paths_of), soundfont)
             new = continuation.new
             click.echo(f"Wrote {written}: {len(new)} new notes, {new.end:.1f} s, made at {rate:.1f} notes/s.")
+            evidence.tell(continuation)
     if config.random_seed is None:
         click.echo(
             f"The random seed was {playings[0].provenance.random_seed}: with --random-seed the same music comes again."
@@ -309,11 +319,15 @@ def _check_outputs(source: Path, outputs: list[dict[str, Path]]) -> None:
         seen[path.resolve()] = path
 
 
-def _play(playings: Sequence[Playing], label: str) -> float:
+def _play(playings: Sequence[Playing], label: str, evidence: Evidence | None = None) -> float:
     """Plays all to their ends, telling the progress on a terminal; seconds that it took."""
     from pulse88.playing import play_together
 
     began = time.perf_counter()
+    if evidence is not None and evidence.watches:
+        for playing in playings:
+            evidence.play(playing, label)
+        return time.perf_counter() - began
     with progress(label) as tell:
         for playing in play_together(playings):
             share = sum(1.0 if p.finished else p.share for p in playings) / len(playings)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pulse88.overlap_index import EVERY
 from pulse88.terminal import FILE, progress
 
 if TYPE_CHECKING:
@@ -21,17 +20,18 @@ if TYPE_CHECKING:
 @click.option("--held-out", default="validation", show_default=True, help="Pieces that tell what overlap is usual.")
 @click.option(
     "--every",
-    default=EVERY,
-    show_default=True,
     type=int,
-    help="One of so many shingles is kept: fewer find shorter overlaps and make a larger file.",
+    help="The smallest of so many shingles is kept: a smaller number finds shorter overlaps and makes a larger file.",
 )
-def index(data: Path, output: Path, split: str, held_out: str, every: int) -> None:
+def index(data: Path, output: Path, split: str, held_out: str, every: int | None) -> None:
     """Make an index of DATA, a folder that `pulse88 prepare` made, by which overlaps with it are found."""
     from pulse88 import originality
+    from pulse88.overlap_index import EVERY
 
     with progress("indexing") as tell:
-        made = originality.make_index(data, split=split, held_out=held_out, every=every, tell=tell)
+        made = originality.make_index(
+            data, split=split, held_out=held_out, every=EVERY if every is None else every, tell=tell
+        )
     made.write(output)
     size = output.stat().st_size / 1e6
     click.echo(f"Wrote {output}: {len(made.names):,} pieces, {len(made.seeds):,} seeds, {size:.1f} MB.")
