@@ -1,7 +1,10 @@
-"""The native engine: a plain shared library, compiled if there is a compiler that can. Everything else: pyproject.toml.
+"""The native engine, and loops of the music wing: plain shared libraries, compiled if there is a compiler that can.
 
-Without it the installation is whole too, and the numpy engine runs.
+Without them the installation is whole too, and numpy and Python compute. Everything else: pyproject.toml.
 """
+
+import os
+import shutil
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -12,10 +15,21 @@ KERNELS = "src/pulse88/engine/kernels"
 class BuildLibrary(build_ext):
     """Builds a library that ctypes opens: no Python symbols in it, so neither headers nor an init function."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Microsoft's compiler has no vectors; MinGW's GCC builds a library that any Python opens.
+        if os.name == "nt" and self.compiler is None and shutil.which("gcc"):
+            self.compiler = "mingw32"
+
     def build_extension(self, ext: Extension) -> None:
-        if self.compiler.compiler_type != "msvc":
+        kind = self.compiler.compiler_type
+        if kind != "msvc":
             # Errors of mathematical functions are never asked for; without this, square roots become calls.
             ext.extra_compile_args += ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+        if kind == "mingw32":
+            # On 64-bit Windows GCC doesn't align vectors on the stack, but stores them as if it did.
+            ext.extra_compile_args += ["-Wa,-muse-unaligned-vector-move"]
+            ext.extra_link_args += ["-static"]
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
@@ -31,7 +45,8 @@ setup(
             depends=[f"{KERNELS}/{name}.h" for name in ("native", "products", "forward")],
             optional=True,
             py_limited_api=True,
-        )
+        ),
+        Extension("pulse88._sequential", ["src/pulse88/sequential.c"], optional=True, py_limited_api=True),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

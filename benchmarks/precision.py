@@ -1,0 +1,92 @@
+"""What rounding costs: int8 weights, and activations summed as bytes, against float32 on held-out music.
+
+    python benchmarks/precision.py FOLDER --fp32 FILE [--weights FILE] [--pieces 5] [--notes 100]
+
+FOLDER holds SOURCE/*.mid. FILE holds the trained weights before they were rounded. Two tables: bits a note over each
+piece's first window, with the standard error of the difference in the same pieces; and greedy continuations of the
+first 128 notes, where two engines go different ways once two ids are nearly equally likely: notes until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pulse88 import midi_file
+from pulse88.config import SamplingConfig
+from pulse88.continuation import default_weights
+from pulse88.engine.library import kernels
+from pulse88.engine.native import NativeEngine
+from pulse88.engine.weights import read
+from pulse88.engine_score import bits_of_events
+from pulse88.generate import begin, play
+from pulse88.tokenizer import Tokenizer
+from pulse88.vocabulary import EVENT_TOKENS
+
+SEED_NOTES = 128
+
+
+def pieces_of(folder: Path, count: int, tokenizer: Tokenizer, positions: int) -> Iterator[list[int]]:
+    """Ids of the first window of some pieces of each source, evenly spaced by name."""
+    for source in sorted(path for path in folder.iterdir() if path.is_dir()):
+        paths = sorted(source.glob("*.mid"))
+        for path in paths[:: max(1, len(paths) // count)][:count]:
+            ids = tokenizer.encode(midi_file.read(path).performance, ends=False).ids.tolist()
+            yield ids[: 1 + (positions - 1) // EVENT_TOKENS * EVENT_TOKENS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fp32", type=Path, required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--pieces", type=int, default=5, help="pieces of each source")
+    parser.add_argument("--notes", type=int, default=100, help="notes of each greedy continuation; 0 for none")
+    asked = parser.parse_args()
+    exact, rounded = read(asked.fp32), read(asked.weights or default_weights())
+    engines = {"fp32": NativeEngine(exact)}
+    engines |= {f"int8, {kernel}": NativeEngine(rounded, kernel) for kernel in kernels()[-2:]}
+    tokenizer = Tokenizer(rounded.grid)
+    pieces = list(pieces_of(asked.folder, asked.pieces, tokenizer, rounded.config.max_positions))
+    bits = {
+        name: np.array([bits_of_events(engine, ids[:1], ids[1:]).sum() for ids in pieces])
+        for name, engine in engines.items()
+    }
+    notes = np.array([len(ids) // EVENT_TOKENS for ids in pieces])
+    print(f"{len(pieces)} pieces, {notes.sum()} notes\n\n| engine | bits a note | more than fp32 | standard error |")
+    print("|---|---:|---:|---:|")
+    for name, spent in bits.items():
+        more = (spent - bits["fp32"]) / notes
+        error = more.std(ddof=1) / len(pieces) ** 0.5
+        total = spent.sum() / notes.sum()
+        print(f"| {name} | {total:.4f} | {total - bits['fp32'].sum() / notes.sum():+.4f} | {error:.4f} |")
+    if not asked.notes:
+        return
+    greedy = SamplingConfig(temperature=0)
+    seeds = [ids[: 1 + SEED_NOTES * EVENT_TOKENS] for ids in pieces]
+    made = {
+        name: [
+            [event for event, _ in islice(play(begin(engine, seed, greedy, random_seed=0)), asked.notes)]
+            for seed in seeds
+        ]
+        for name, engine in engines.items()
+    }
+    print(
+        f"\n| greedy against fp32, {len(seeds)} seeds | notes until the first difference, median | quarters | ", end=""
+    )
+    print(f"all {asked.notes} notes the same |\n|---|---:|---:|---:|")
+    for name in list(engines)[1:]:
+        alike = [
+            next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), asked.notes)
+            for one, other in zip(made["fp32"], made[name], strict=True)
+        ]
+        low, middle, high = np.percentile(alike, [25, 50, 75])
+        print(f"| {name} | {middle:.0f} | {low:.0f}, {high:.0f} | {sum(n == asked.notes for n in alike)} |")
+
+
+if __name__ == "__main__":
+    main()
