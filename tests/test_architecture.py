@@ -33,7 +33,7 @@ HOUSE = (
     Room(2, "music", "overlap_index"),
     Room(2, "ids", "likelihood baselines"),
     Room(3, "rooms", "engine_score trials report frechet"),
-    Room(3, "rooms", "originality guard ranking"),
+    Room(3, "rooms", "originality guard ranking listening listening_page"),
     Room(3, "rooms", "page"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data cli_serve __main__"),
     Room(4, "doors", "serve serve.limits serve.problems serve.messages serve.turns serve.metrics serve.examples"),
@@ -43,7 +43,7 @@ HOUSE = (
     Room(1, "model", "engine.adapter"),
     Room(2, "model", "low_rank"),
     Room(3, "rooms", "finetune"),
-    Room(4, "doors", "cli_originality cli_evidence cli_finetune"),
+    Room(4, "doors", "cli_originality cli_evidence cli_listen cli_finetune"),
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}

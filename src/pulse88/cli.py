@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_data, cli_evaluate, cli_finetune, cli_originality, cli_serve, cli_train
+from pulse88 import __version__, cli_data, cli_evaluate, cli_finetune, cli_listen, cli_originality, cli_serve, cli_train
 from pulse88.cli_evidence import Evidence, evidence_options
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.provenance import ContinueConfig
@@ -51,6 +51,8 @@ main.add_command(cli_finetune.finetune)
 main.add_command(cli_evaluate.evaluate)
 main.add_command(cli_originality.index)
 main.add_command(cli_originality.originality)
+main.add_command(cli_listen.listen_test)
+main.add_command(cli_listen.listen_results)
 
 
 @main.command("continue", short_help="Play on from a MIDI file.")
