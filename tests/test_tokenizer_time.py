@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pulse88 import midi_file
+from pulse88 import midi_file, sequential
 from pulse88.notes import Performance
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import FINE, GRIDS, PUBLISHED, Slot, TimeGrid
@@ -31,6 +32,21 @@ STEPS_OF_A_FIFTH = replace(FINE, name="to 4 s", delta=(0.0, *np.geomspace(0.01, 
 def test_long_pieces_as_by_the_slow_rule(grid: TimeGrid, typical: float) -> None:
     delta = np.random.default_rng(1).lognormal(math.log(typical), 0.7, 1500)
     assert Tokenizer(grid).delta_bins(delta).tolist() == slow_deltas(delta.tolist(), grid)
+
+
+@pytest.mark.parametrize("typical", [0.005, 0.05, 0.2, 0.9, 3.0])
+def test_compiled_or_not_the_same_bins_are_chosen(typical: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    pieces = [random.lognormal(math.log(typical), 1.0, size) * random.integers(0, 2, size) for size in (0, 1, 40, 5000)]
+    found = [Tokenizer(FINE).delta_bins(delta).tolist() for delta in pieces]
+    monkeypatch.setattr(sequential, "library", lambda: None)
+    assert [Tokenizer(FINE).delta_bins(delta).tolist() for delta in pieces] == found
+
+
+def test_the_loops_are_compiled() -> None:
+    if find_spec("pulse88._sequential") is None:
+        pytest.skip("pulse88._sequential was not built on installation: there was no C compiler")
+    assert sequential.library() is not None
 
 
 @more

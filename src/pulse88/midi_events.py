@@ -2,10 +2,9 @@
 
 Shape legend: E channel messages, all tracks one after another. Ticks are int64 from the start of the track.
 
-The bytes of a track can only be walked one event after the other, so the walk is kept to one addition for every four
-events: the bytes that an event, and four of them, would take if they began at a byte are computed for all bytes at
-once, in numpy, and what has no fixed size (meta events, system exclusive) is read by hand. Source: Standard MIDI Files
-1.0, RP-001.
+The bytes of a track can only be walked one event after the other. Events of fixed size are taken by sequential.py, or
+where that isn't compiled by Strides, and what has no fixed size (meta events, system exclusive) is read by hand.
+Source: Standard MIDI Files 1.0, RP-001.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pulse88 import sequential
 
 MAX_BYTES = 64 * 2**20
 MAX_EVENTS = 8_000_000
@@ -143,7 +144,7 @@ def _looks_like(data: bytes) -> str:
 
 def _walk_tracks(data: bytes, at: int, damage: list[str]) -> list[_Walk]:
     """Every track, found by chunk lengths where they are right and by looking for `MTrk` where they are not."""
-    steps = _steps(data)
+    steps = _steps(data) if sequential.library() is None else None
     walks: list[_Walk] = []
     events = metas = work = 0
     while at + 8 <= len(data):
@@ -243,31 +244,24 @@ def _twice(step: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (step + second) * ((step > 0) & (second > 0))
 
 
-def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
+def _walk(data: bytes, steps: _Steps | None, start: int, bound: int) -> _Walk:
     """One track, from its first delta time up to its end-of-track event, `bound` or the first event without sense."""
-    fixed = steps.one[start:bound] + bytes(_LONGEST_STEP)
-    # Events taken at once may not reach beyond the bound: the last ones are taken one by one.
-    fixed_strides = steps.many[start : max(bound - _STRIDE * _LONGEST_STEP, start)].ljust(len(fixed), b"\0")
-    by_hand = bytes(len(fixed))
-    table, strides, running_size = by_hand, by_hand, 0  # running_size: data bytes of the status in force; 0 at first
-    sizes, counts = bytearray(), bytearray()  # bytes and events of each stride
-    large: list[tuple[int, int]] = []  # index and bytes of strides too large for `sizes`
+    compiled = sequential.library()
+    if steps is None:
+        assert compiled
+        walker: sequential.Walker | Strides = sequential.Walker(compiled, data, start, bound)
+    else:
+        walker = Strides(steps, start, bound)
+    running_size = 0  # data bytes of the status in force; 0 before the first
     metas: list[tuple[int, int, int, int]] = []
-    append = sizes.append
     at, size, kind, problem = 0, bound - start, -1, ""
-    end_of_track: tuple[int, int] | None = None  # strides and bytes up to and with the first one
+    end_of_track: tuple[int, int] | None = None  # places and bytes up to and with the first one
     while True:
-        while step := strides[at]:
-            append(step)
-            at += step
-        counts.extend(bytes((_STRIDE,)) * (len(sizes) - len(counts)))
-        while step := table[at]:
-            append(step)
-            at += step
-        counts.extend(b"\1" * (len(sizes) - len(counts)))
+        if running_size == 2:
+            at = walker.run(at)
         if at >= size:
             if at > size:
-                at -= sizes.pop()
+                at = walker.drop_last(at)
                 problem = "stops within an event"
             break
         here, _ = _variable_length(data, start + at, bound)
@@ -288,10 +282,9 @@ def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
                 break
             stop = first + length
             if kind in _KEPT_METAS:
-                metas.append((len(sizes), kind, first, stop))
+                metas.append((len(walker), kind, first, stop))
         elif status >= 0x80:
             running_size = 1 if status & 0xE0 == 0xC0 else 2
-            table, strides = (fixed, fixed_strides) if running_size == 2 else (by_hand, by_hand)
             stop = here + 1 + running_size
         elif running_size:
             stop = here + running_size
@@ -301,48 +294,89 @@ def _walk(data: bytes, steps: _Steps, start: int, bound: int) -> _Walk:
         if stop > bound:
             problem = "stops within an event"
             break
-        if len(sizes) > MAX_EVENTS or len(metas) > MAX_METAS:
+        if len(walker) > MAX_EVENTS or len(metas) > MAX_METAS:
             raise MidiError(_TOO_MANY)
-        step = stop - start - at
-        if step > 255:
-            large.append((len(sizes), step))
-        append(min(step, 255))
-        counts.append(1)
-        at += step
+        walker.add(at, stop - start - at)
+        at = stop - start
         if kind == END_OF_TRACK:
-            end_of_track = end_of_track or (len(sizes), at)
+            end_of_track = end_of_track or (len(walker), at)
             if at == size:
                 break
-            # Some writers go on; if that makes no sense, it is padding.
-            table, strides, running_size = by_hand, by_hand, 0
+            running_size = 0  # Some writers go on; if that makes no sense, it is padding.
     if end_of_track and (problem or kind != END_OF_TRACK):
         problem = ""
-        del sizes[end_of_track[0] :]
+        walker.cut(end_of_track[0])
         at = end_of_track[1]
     elif end_of_track and end_of_track[1] < at:
         problem = "goes on after an end-of-track event"
-    lengths = np.frombuffer(sizes, np.uint8).astype(np.int64)
-    for index, step in large:
-        if index < len(lengths):
-            lengths[index] = step
-    starts, event_of = _starts(start, lengths, np.frombuffer(counts, np.uint8)[: len(lengths)], steps.one)
+    starts, event_of = walker.finish()
     kept = [(int(event_of[m]), what, begin, end) for m, what, begin, end in metas if m < len(event_of)]
     return _Walk(starts, kept, start + at, end_of_track is not None, problem)
 
 
-def _starts(start: int, lengths: Ints, counts: NDArray[np.uint8], one: bytes) -> tuple[Ints, Ints]:
-    """The first byte of every event, and each stride's first event, of strides of one or of _STRIDE events."""
-    begin = start + np.cumsum(lengths) - lengths
-    after = np.cumsum(counts, dtype=np.int64)
-    first = after - counts
-    starts = np.empty(int(after[-1]) if len(after) else 0, np.int64)
-    starts[first] = begin
-    is_long = counts == _STRIDE
-    byte, event, step = begin[is_long], first[is_long], np.frombuffer(one, np.uint8)
-    for _ in range(_STRIDE - 1):
-        byte, event = byte + step[byte], event + 1
-        starts[event] = byte
-    return starts, first
+class Strides:
+    """The events of one track, several at a time where they have a fixed size; `sequential.Walker` is its twin."""
+
+    def __init__(self, steps: _Steps, start: int, bound: int) -> None:
+        self._start, self._one = start, steps.one
+        self._fixed = steps.one[start:bound] + bytes(_LONGEST_STEP)
+        # Events taken at once may not reach beyond the bound: the last ones are taken one by one.
+        last = max(bound - _STRIDE * _LONGEST_STEP, start)
+        self._fixed_strides = steps.many[start:last].ljust(len(self._fixed), b"\0")
+        self._sizes, self._counts = bytearray(), bytearray()  # bytes and events of each stride
+        self._large: list[tuple[int, int]] = []  # index and bytes of strides too large for `_sizes`
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def run(self, at: int) -> int:
+        """Takes all events of fixed size from byte `at` of the track on; where the next one begins."""
+        sizes, counts, append = self._sizes, self._counts, self._sizes.append
+        strides, fixed = self._fixed_strides, self._fixed
+        while step := strides[at]:
+            append(step)
+            at += step
+        counts.extend(bytes((_STRIDE,)) * (len(sizes) - len(counts)))
+        while step := fixed[at]:
+            append(step)
+            at += step
+        counts.extend(b"\1" * (len(sizes) - len(counts)))
+        return at
+
+    def add(self, at: int, step: int) -> None:
+        """Takes one event, of `step` bytes."""
+        if step > 255:
+            self._large.append((len(self._sizes), step))
+        self._sizes.append(min(step, 255))
+        self._counts.append(1)
+
+    def drop_last(self, at: int) -> int:
+        """Leaves the last event out, behind which `at` lies; where it begins. It was one of fixed size."""
+        self._counts.pop()
+        return at - self._sizes.pop()
+
+    def cut(self, count: int) -> None:
+        """Leaves all but the first `count` strides out."""
+        del self._sizes[count:], self._counts[count:]
+
+    def finish(self) -> tuple[Ints, Ints]:
+        """The first byte of every event, and each stride's first event."""
+        lengths = np.frombuffer(self._sizes, np.uint8).astype(np.int64)
+        for index, step in self._large:
+            if index < len(lengths):
+                lengths[index] = step
+        counts = np.frombuffer(self._counts, np.uint8)
+        begin = self._start + np.cumsum(lengths) - lengths
+        after = np.cumsum(counts, dtype=np.int64)
+        first = after - counts
+        starts = np.empty(int(after[-1]) if len(after) else 0, np.int64)
+        starts[first] = begin
+        is_long = counts == _STRIDE
+        byte, event, steps = begin[is_long], first[is_long], np.frombuffer(self._one, np.uint8)
+        for _ in range(_STRIDE - 1):
+            byte, event = byte + steps[byte], event + 1
+            starts[event] = byte
+        return starts, first
 
 
 def _variable_length(data: bytes, at: int, bound: int) -> tuple[int, int]:
@@ -360,18 +394,10 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
     counts = np.array([len(w.starts) for w in walks], np.int64)
     none = np.zeros(0, np.int64)
     start = np.concatenate([none, *(w.starts for w in walks)])
-    byte = np.frombuffer(data + bytes(8), np.uint8)
-    value, here = byte[start], start + 1
-    delta = (value & 0x7F).astype(np.int64)
-    more = np.flatnonzero(value >= 0x80)
-    for _ in range(3):
-        if not len(more):
-            break
-        value = byte[here[more]]
-        delta[more] = delta[more] << 7 | value & 0x7F
-        here[more] += 1
-        more = more[value >= 0x80]
-    clock = np.cumsum(delta)
+    padded = data + bytes(8)
+    compiled = sequential.library()
+    found = sequential.decode(compiled, padded, start) if compiled else _messages(padded, start)
+    clock, message, status, data1, data2 = found
     first = np.cumsum(counts) - counts
     passed = np.concatenate(([0], clock))
     before = passed[first] if len(walks) else none
@@ -382,15 +408,6 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
         for index, walk in enumerate(walks)
         for at, kind, a, b in walk.metas
     ]
-    status = byte[here]
-    message = np.flatnonzero(status < 0xF0)
-    explicit = status >= 0x80
-    if not explicit.all():
-        in_force = np.maximum.accumulate(np.where(explicit & (status < 0xF0), np.arange(len(status)), 0))
-        status = status[in_force]
-    status, at_data = status[message], (here + explicit)[message]
-    data1, data2 = byte[at_data], byte[at_data + 1]
-    data2[status & 0xE0 == 0xC0] = 0  # Their second data byte belongs to the next event.
     track, tick = track[message], tick[message]
     clipped = int((data2 > 127).sum())
     if clipped:
@@ -401,3 +418,29 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
         keep = ~wrong
         track, tick, status, data1, data2 = (x[keep] for x in (track, tick, status, data1, data2))
     return Events(form, division, track, tick, status, data1, np.minimum(data2, 127), metas, last, damage)
+
+
+def _messages(padded: bytes, start: Ints) -> tuple[Ints, Ints, NDArray, NDArray, NDArray]:
+    """As `sequential.decode`: summed delta times, and of each message its event, status and two data bytes."""
+    byte = np.frombuffer(padded, np.uint8)
+    first, here = byte[start], start + 1
+    delta = (first & 0x7F).astype(np.int64)
+    more = np.flatnonzero(first >= 0x80)
+    for _ in range(3):
+        if not len(more):
+            break
+        value = byte[here[more]]
+        delta[more] = delta[more] << 7 | value & 0x7F
+        here[more] += 1
+        more = more[value >= 0x80]
+    clock = np.cumsum(delta)
+    status = byte[here]
+    message = np.flatnonzero(status < 0xF0)
+    explicit = status >= 0x80
+    if not explicit.all():
+        in_force = np.maximum.accumulate(np.where(explicit & (status < 0xF0), np.arange(len(status)), 0))
+        status = status[in_force]
+    status, at_data = status[message], (here + explicit)[message]
+    data1, data2 = byte[at_data], byte[at_data + 1]
+    data2[status & 0xE0 == 0xC0] = 0  # Their second data byte belongs to the next event.
+    return clock, message, status, data1, data2

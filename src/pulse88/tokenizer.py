@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pulse88 import sequential
 from pulse88.notes import Performance, beside
 from pulse88.vocabulary import (
     BLOCKS,
@@ -146,8 +147,8 @@ def _carried(delta: NDArray[np.float64], nearest: NDArray[np.int64], bins: tuple
     When the clock is TOLERATED_DRIFT off or more, the delta moves bin by bin against the error as long as that brings
     the clock nearer and the delta itself is bent by no more than SMALL_BEND of it (or SHORT_STEP, inaudible within a
     chord's spread), or LONG_BEND where it is a LONG_GAP. What a gap beyond the last bin loses is lost on purpose, not
-    made up for. The loop is plain Python, because every step needs the drift that the one before it left; what a note
-    may be bent by to either side is found for all at once before it.
+    made up for. Every step needs the drift that the one before it left: where sequential.py isn't compiled, the loop is
+    plain Python, and what a note may be bent by to either side is found for all at once before it.
     """
     if not len(delta):
         return nearest
@@ -157,6 +158,9 @@ def _carried(delta: NDArray[np.float64], nearest: NDArray[np.int64], bins: tuple
     bend[clamped] = 0.0
     error = seconds[nearest] - delta
     error[clamped] = 0.0
+    compiled = sequential.library()
+    if compiled:
+        return sequential.carry(compiled, delta, error, bend, seconds, TOLERATED_DRIFT, nearest)
     # By how much the next bin on either side is off; no number where that is too much, or there is none.
     shorter = np.concatenate(([np.nan], seconds[:-1]))[nearest] - delta
     longer = np.concatenate((seconds[1:], [np.nan]))[nearest] - delta
