@@ -54,6 +54,13 @@ def test_nothing_names_another_machine(path: Path) -> None:
     assert not re.findall(r"(?:https?:|wss?:|['\"(])//[\w.]+", text)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_what_comes_from_outside_stays_text(path: Path) -> None:
+    """Names of files and sentences of servers are never read as HTML or code."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+
+
 def test_what_the_page_names_is_there() -> None:
     assert len(IDS) == len(set(IDS))
     for _, attributes in ELEMENTS:

@@ -211,6 +211,23 @@ def test_the_range_on_the_seed_says_what_is_read(visit: Callable[..., Visit]) ->
     assert abs(server_take["boundary"] - heard["notes"][read[1] - 1]["onset"]) < 1e-6
 
 
+def test_without_sounds_the_servers_recording_is_played(visit: Callable[..., Visit]) -> None:
+    musician = visit()
+    musician.expected.append("Failed to load resource")
+    musician.context.route("**/v1/samples*", lambda route: route.fulfill(status=503, body="{}"))
+    musician.page.reload()
+    musician.begin(MOTIF)
+    musician.set_range("length", LENGTHS[5])
+    musician.page.locator("#continue").click()
+    musician.until("pulse88.piece.session.order.length === 1")
+    musician.made()
+    assert not musician("pulse88.player.playing")
+    musician.page.keyboard.press("Space")
+    musician.until("pulse88.player.recording && pulse88.player.position > 0.3")
+    musician.page.keyboard.press("Space")
+    assert not musician("pulse88.player.playing") and 0.3 < musician("pulse88.player.position") < 60
+
+
 def test_a_duet_on_a_midi_keyboard(visit: Callable[..., Visit]) -> None:
     musician = visit()
     page = musician.page

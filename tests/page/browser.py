@@ -188,13 +188,15 @@ class Visit:
         self.until("Object.keys(pulse88.piece.files.takes).length >= pulse88.piece.session.order.length")
 
     def note_place(self, index: int) -> list[float]:
-        """Where a note of the roll begins, in pixels of the window, the whole piece being shown."""
+        """Where a note of the roll begins, in pixels of the window, once the layout has come to rest."""
         return self(
-            """(index) => {
-              pulse88.roll.fit();
-              pulse88.roll.view = { ...pulse88.roll.view, start: Math.max(0, pulse88.roll.onsets[index] - 3) };
-              pulse88.roll.draw();
-              const [x, y] = pulse88.roll.placeOf(index);
+            """async (index) => {
+              for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame);
+              const { roll } = pulse88;
+              roll.fitted = false;
+              roll.view = { ...roll.view, scale: 60, start: Math.max(0, roll.onsets[index] - 3) };
+              roll.draw();
+              const [x, y] = roll.placeOf(index);
               const box = document.getElementById("roll").getBoundingClientRect();
               return [box.left + x + 1.5, box.top + y + 3];
             }""",

@@ -113,7 +113,7 @@ function firstNote({ detail: { id, first } }) {
   measures.clickToNote.push(performance.now() - asked.click);
   asked.note = note;
   showLine(false);
-  if (controls.state.playAlong && !player.playing && !live.mode) startPlaying(Math.max(0, note.onset - 0.005)).catch(tell);
+  if (controls.state.playAlong && !player.playing && !live.mode && !sound.failed) startPlaying(Math.max(0, note.onset - 0.005)).catch(tell);
 }
 
 player.onHand = (note, when) => {
@@ -137,6 +137,7 @@ async function startPlaying(from) {
 async function playRecording() {
   const id = piece.session.selected;
   if (id === null) throw new Error("The piano's sounds don't load, so only takes can be heard, as recordings: continue first.");
+  if (piece.isGrowing(id)) throw new Error("The piano's sounds don't load, so a take can be heard as a recording once it is made.");
   status("The server is making a recording.");
   const blob = await piece.file(id, "wav", "whole");
   await player.playRecording(URL.createObjectURL(blob));

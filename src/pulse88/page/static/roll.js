@@ -73,15 +73,14 @@ export class Roll {
     if (!keep) this.rows = { ...this.rows, low, high };
   }
 
-  fit(redraw = true) {
-    this.fitted = true;
-    const scale = Math.max(fitScale(this.view.width * 0.97, this.length), this.canvas.clientWidth < 560 ? 14 : 24);
-    this.view = bounded({ ...this.view, scale, start: this.fitsAt(scale) }, this.length);
+  /** Shows everything, if need be small; of a long piece at first only as much as can be read well. */
+  fit(redraw = true, whole = redraw) {
+    this.fitted = !whole;
+    const least = whole ? 0 : this.canvas.clientWidth < 560 ? 14 : 24;
+    const scale = Math.max(fitScale(this.view.width * 0.97, this.length), least);
+    const fits = this.length * scale <= this.view.width;
+    this.view = bounded({ ...this.view, scale, start: fits ? 0 : this.view.start }, this.length);
     if (redraw) this.redraw();
-  }
-
-  fitsAt(scale) {
-    return this.length * scale <= this.view.width ? 0 : this.view.start;
   }
 
   zoom(factor, x = this.view.width * 0.42) {

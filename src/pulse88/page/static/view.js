@@ -11,8 +11,8 @@ export const xOf = (view, time) => (time - view.start) * view.scale;
 export const timeOf = (view, x) => view.start + x / view.scale;
 export const stopOf = (view) => view.start + view.width / view.scale;
 
-/** The least scale at which everything is seen at once, or a screen of ten minutes. */
-export const fitScale = (width, length) => clamp(width / Math.max(length, 4), LEAST_SCALE, MOST_SCALE);
+/** The scale at which everything is seen at once; a single note fills no screen. */
+export const fitScale = (width, length) => Math.min(width / Math.max(length, 4), MOST_SCALE);
 
 /** The view moved so that it shows no more emptiness than half a screen behind the end. */
 export function bounded(view, length) {

@@ -23,10 +23,11 @@ function card(example, open) {
   const button = Object.assign(document.createElement("button"), { type: "button" });
   const canvas = document.createElement("canvas");
   const title = Object.assign(document.createElement("strong"), { textContent: example.title });
-  const facts = `${example.about ? `${example.about}. ` : ""}${count(example.notes, "note")}, ${clock(example.seconds)}`;
-  const about = Object.assign(document.createElement("span"), { textContent: facts });
+  const about = Object.assign(document.createElement("span"), { textContent: example.about });
+  const facts = `${count(example.notes, "note")}, ${clock(example.seconds)}`;
+  const size = Object.assign(document.createElement("span"), { textContent: facts, className: "size" });
   canvas.setAttribute("aria-hidden", "true");
-  button.append(canvas, title, about);
+  button.append(canvas, title, about, size);
   button.addEventListener("click", async () => open(await exampleFile(example.id), example.title));
   item.append(button);
   return { item, example, canvas };
