@@ -93,7 +93,7 @@ def test_the_tiny_model_has_every_kind_of_part() -> None:
     [
         ({"layer_types": ()}, "layer_types is empty"),
         ({"layer_types": (("gdn",), ())}, "layer 2 has no mixer"),
-        ({"layer_types": (("gdn", "rnn"),)}, r"layer 1: unknown mixer \['rnn'\], known are \('gdn', 'gqa'\)"),
+        ({"layer_types": (("gdn", "rnn"),)}, r"layer 1: unknown mixer \['rnn'\], known are \('gdn', 'gqa', 'mlp'\)"),
         ({"vocab_size": 0}, "vocab_size must be positive, not 0"),
         ({"d_model": -640}, "d_model must be positive, not -640"),
         ({"max_positions": 0}, "max_positions must be positive"),

@@ -62,7 +62,8 @@ def tensors_of(state: Any) -> list[Any]:
 
 def difference(a: Sequence[Any], b: Sequence[Any]) -> float:
     assert [x.shape for x in a] == [x.shape for x in b]
-    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in zip(a, b, strict=True))
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.numel()]
+    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1)) for x, y in pairs)
 
 
 def pieces_of(tokens: int, cuts: Sequence[int]) -> list[tuple[int, int]]:

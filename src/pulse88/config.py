@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-LAYER_KINDS = ("gdn", "gqa")
+LAYER_KINDS = ("gdn", "gqa", "mlp")
 
 
 def setting(default: Any, sentence: str) -> Any:
@@ -32,7 +32,7 @@ class ModelConfig:
     d_model: int = setting(640, "Width of the residual stream.")
     layer_types: tuple[tuple[str, ...], ...] = setting(
         tuple(("gdn", "gdn", "gqa") if n in (2, 4, 6, 8, 10, 12, 13) else ("gdn", "gdn") for n in range(1, 14)),
-        "The mixers of each layer in their order: gdn (Gated DeltaNet) or gqa (grouped-query attention).",
+        "The mixers of each layer in their order: gdn (Gated DeltaNet), gqa (grouped-query attention) or mlp.",
     )
     max_positions: int = setting(2048, "Tokens of context: rows of the learned position table.")
     gdn_inner_dim: int = setting(320, "Width inside a GDN block, between its in and out projections.")
@@ -44,6 +44,11 @@ class ModelConfig:
     gqa_kv_heads: int = setting(2, "Key and value heads of an attention block, each shared by several query heads.")
     rope_base: float = setting(10000.0, "Base of the rotary position angles in attention.")
     norm_eps: float = setting(1e-5, "Added to variances in LayerNorm and RMSNorm.")
+    mlp_ratio: int = setting(4, "Inner width of an mlp, in widths of the residual stream.")
+    parallel_mixers: bool = setting(False, "All mixers of a layer read its input, instead of one after the other.")
+    gdn_output_gate: bool = setting(True, "Gate what a GDN block puts out by a projection of its input.")
+    learned_positions: bool = setting(True, "Add a learned table of positions to the embeddings.")
+    rope: bool = setting(True, "Turn queries and keys of attention by their positions.")
     tie_embeddings: bool = setting(True, "Use the token table as the output head.")
     output_logit_scale: float = setting(640**-0.5, "Factor on the logits.")
     embedding_init_std: float = setting(0.02, "Standard deviation of the tables at initialisation.")
@@ -58,7 +63,7 @@ class ModelConfig:
             _require(not unknown, f"layer {number}: unknown mixer {sorted(unknown)}, known are {LAYER_KINDS}")
         for name in ("vocab_size", "d_model", "max_positions", "gdn_inner_dim", "gdn_num_heads", "gdn_key_dim"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("gdn_value_dim", "gqa_num_heads", "gqa_kv_heads", "rope_base", "norm_eps"):
+        for name in ("gdn_value_dim", "gqa_num_heads", "gqa_kv_heads", "rope_base", "norm_eps", "mlp_ratio"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be positive, not {getattr(self, name)}")
         _require(math.isfinite(self.output_logit_scale), f"output_logit_scale is {self.output_logit_scale}")
         _require(self.conv_size >= 1, f"conv_size must be at least 1, not {self.conv_size}")

@@ -40,16 +40,24 @@ class GQAState:
 
 
 @dataclass(frozen=True)
+class NoState:
+    """What an mlp remembers."""
+
+
+MixerState = GDNState | GQAState | NoState
+
+
+@dataclass(frozen=True)
 class State:
     """The whole model's memory after `position` tokens: an argument and a result, never an attribute."""
 
     position: int
-    layers: tuple[tuple[GDNState | GQAState, ...], ...]
+    layers: tuple[tuple[MixerState, ...], ...]
 
     def fork(self, count: int) -> State:
         """`count` copies along the batch, so that one prefill serves many takes; ValueError unless the batch is 1."""
 
-        def copies(mixer: GDNState | GQAState) -> GDNState | GQAState:
+        def copies(mixer: MixerState) -> MixerState:
             grown = {name: value.repeat_interleave(count, dim=0) for name, value in vars(mixer).items()}
             return replace(mixer, **grown)
 
@@ -60,7 +68,9 @@ class State:
 
 # ---------------------------------------------------------------- mixers
 
-Angles = tuple[Tensor, Tensor]  # cosines and sines [T, E] of the rotary positions of a call's tokens
+KERNEL_TAPS = 4  # the size of convolution that kernel_heads.py has kernels for
+
+Angles = tuple[Tensor, Tensor] | None  # cosines and sines [T, E] of the rotary positions of a call's tokens
 
 
 class RMSNorm(nn.Module):
@@ -94,7 +104,8 @@ class GatedDeltaNet(nn.Module):
         self.v_proj = nn.Linear(width, values, bias=False)
         self.a_proj = nn.Linear(width, heads, bias=False)
         self.b_proj = nn.Linear(width, heads, bias=False)
-        self.g_proj = nn.Linear(width, values, bias=False)
+        if config.gdn_output_gate:
+            self.g_proj = nn.Linear(width, values, bias=False)
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.q_conv1d = nn.Conv1d(keys, keys, config.conv_size, groups=keys, bias=False)
@@ -110,13 +121,15 @@ class GatedDeltaNet(nn.Module):
         )
         return self.output(out_BTHV, gate_BTHV), GDNState(tail_BWC, memory_BHKV)
 
-    def inputs(self, x_BTI: Tensor, tail_BWC: Tensor) -> tuple[Tensor, ...]:
+    def inputs(
+        self, x_BTI: Tensor, tail_BWC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
         """Everything the delta rule takes, the output gate, and the convolution's new tail."""
         heads, key_dim = self.config.gdn_num_heads, self.config.gdn_key_dim
         qkv_BTC, gate_BTV, a_BTH, b_BTH = self.project(x_BTI)
         convs = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         weight_CX = torch.cat([c.weight[:, 0] for c in convs])
-        if self.kernel == "fla":
+        if self.kernel == "fla" and self.config.conv_size == KERNEL_TAPS:
             from pulse88.kernel_heads import heads_op  # needs Triton, which is not everywhere
 
             q_BTHK, k_BTHK, v_BTHV = heads_op(qkv_BTC, tail_BWC, weight_CX, heads, key_dim)
@@ -124,29 +137,33 @@ class GatedDeltaNet(nn.Module):
             q_BTHK, k_BTHK, v_BTHV = convolved_heads(qkv_BTC, tail_BWC, weight_CX, heads, key_dim)
         recent_BWC = qkv_BTC[:, max(qkv_BTC.shape[1] - tail_BWC.shape[1], 0) :].to(tail_BWC.dtype)
         tail_BWC = torch.cat((tail_BWC[:, recent_BWC.shape[1] :], recent_BWC), dim=1)
-        gate_BTHV = heads_apart(gate_BTV, heads)
+        gate_BTHV = None if gate_BTV is None else heads_apart(gate_BTV, heads)
         wide = torch.promote_types(qkv_BTC.dtype, torch.float32)
         g_BTH = -self.A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + self.dt_bias)
         beta_BTH = b_BTH.to(wide).sigmoid()
         return q_BTHK, k_BTHK, v_BTHV, gate_BTHV, g_BTH, beta_BTH, tail_BWC
 
-    def project(self, x_BTI: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def project(self, x_BTI: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Queries, keys and values side by side, the output gate, and what decay and beta are made of."""
         qkv = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         ab = torch.cat((self.a_proj.weight, self.b_proj.weight))
+        gated = self.config.gdn_output_gate
         if self.kernel == "fla":
-            # Three products: the gradient of a single one would first have to be gathered from its parts.
+            # Several products: the gradient of a single one would first have to be gathered from its parts.
             a_BTH, b_BTH = F.linear(x_BTI, ab).chunk(2, dim=-1)
-            return F.linear(x_BTI, qkv), self.g_proj(x_BTI), a_BTH, b_BTH
-        fused = F.linear(x_BTI, torch.cat((qkv, self.g_proj.weight, ab)))
-        sizes = [len(qkv), self.config.gdn_value_width, self.config.gdn_num_heads, self.config.gdn_num_heads]
-        qkv_BTC, gate_BTV, a_BTH, b_BTH = torch.split(fused, sizes, dim=-1)
-        return qkv_BTC, gate_BTV, a_BTH, b_BTH
+            return F.linear(x_BTI, qkv), self.g_proj(x_BTI) if gated else None, a_BTH, b_BTH
+        parts = (qkv, self.g_proj.weight, ab) if gated else (qkv, ab)
+        fused = F.linear(x_BTI, torch.cat(parts))
+        heads = self.config.gdn_num_heads
+        qkv_BTC, gate_BTV, a_BTH, b_BTH = torch.split(
+            fused, [len(qkv), fused.shape[-1] - len(qkv) - 2 * heads, heads, heads], dim=-1
+        )
+        return qkv_BTC, gate_BTV if gated else None, a_BTH, b_BTH
 
-    def output(self, out_BTHV: Tensor, gate_BTHV: Tensor) -> Tensor:
+    def output(self, out_BTHV: Tensor, gate_BTHV: Tensor | None) -> Tensor:
         """Normalised per head, gated, projected back to I."""
         normed = self.o_norm(out_BTHV)
-        gated = normed * F.silu(gate_BTHV.to(normed.dtype))
+        gated = normed if gate_BTHV is None else normed * F.silu(gate_BTHV.to(normed.dtype))
         return self.o_proj(gated.flatten(-2).to(out_BTHV.dtype))
 
     def zero_state(self, batch: int, like: Tensor) -> GDNState:
@@ -256,6 +273,22 @@ class GQABlock(nn.Module):
         return GQAState(empty, empty)
 
 
+class MLPBlock(nn.Module):
+    """Two linear layers with GELU between them: no mixer of tokens, but what transformers have in a mixer's place."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, config.mlp_ratio * config.d_model, bias=False)
+        self.down_proj = nn.Linear(config.mlp_ratio * config.d_model, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, state: NoState, angles: Angles) -> tuple[Tensor, NoState]:
+        return self.dropout(self.down_proj(F.gelu(self.up_proj(x_BTD)))), state
+
+    def zero_state(self, batch: int, like: Tensor) -> NoState:
+        return NoState()
+
+
 def rotary_angles(position: int, tokens: int, config: ModelConfig, like: Tensor) -> Angles:
     """The angles of `tokens` positions from `position` on, found in float64, in float32 or the wider type of `like`."""
     half = config.gqa_head_dim // 2
@@ -267,7 +300,9 @@ def rotary_angles(position: int, tokens: int, config: ModelConfig, like: Tensor)
 
 
 def rotate(x_BTHE: Tensor, angles: Angles) -> Tensor:
-    """Each pair (e, e + E/2) of the last axis turned by its angle ("rotate half")."""
+    """Each pair (e, e + E/2) of the last axis turned by its angle ("rotate half"); nothing turned without angles."""
+    if angles is None:
+        return x_BTHE
     cos_TE, sin_TE = angles
     x = x_BTHE.to(cos_TE.dtype)
     first, second = x.chunk(2, dim=-1)
@@ -277,7 +312,11 @@ def rotate(x_BTHE: Tensor, angles: Angles) -> Tensor:
 
 # ---------------------------------------------------------------- layer and model
 
-MIXERS: dict[str, type[GDNBlock] | type[GQABlock]] = {"gdn": GDNBlock, "gqa": GQABlock}
+MIXERS: dict[str, type[GDNBlock] | type[GQABlock] | type[MLPBlock]] = {
+    "gdn": GDNBlock,
+    "gqa": GQABlock,
+    "mlp": MLPBlock,
+}
 
 
 def mixer_names(kinds: tuple[str, ...]) -> list[str]:
@@ -290,21 +329,23 @@ def mixer_names(kinds: tuple[str, ...]) -> list[str]:
 
 
 class Layer(nn.Module):
-    """x = x + mixer(LayerNorm(x)), for each mixer of the layer in turn."""
+    """x = x + mixer(LayerNorm(x)), for each mixer of the layer in turn, or for all of them at once (parallel)."""
 
     def __init__(self, kinds: tuple[str, ...], config: ModelConfig) -> None:
         super().__init__()
+        self.parallel = config.parallel_mixers
         self.names = mixer_names(kinds)
         for name, kind in zip(self.names, kinds, strict=True):
             self.add_module(f"norm_{name}", nn.LayerNorm(config.d_model, config.norm_eps))
             self.add_module(name, MIXERS[kind](config))
 
     def forward(
-        self, x_BTD: Tensor, states: tuple[GDNState | GQAState, ...], angles: Angles
-    ) -> tuple[Tensor, tuple[GDNState | GQAState, ...]]:
-        after = []
+        self, x_BTD: Tensor, states: tuple[MixerState, ...], angles: Angles
+    ) -> tuple[Tensor, tuple[MixerState, ...]]:
+        after, input_BTD = [], x_BTD
         for name, state in zip(self.names, states, strict=True):
-            mixed, state = getattr(self, name)(getattr(self, f"norm_{name}")(x_BTD), state, angles)
+            read_BTD = input_BTD if self.parallel else x_BTD
+            mixed, state = getattr(self, name)(getattr(self, f"norm_{name}")(read_BTD), state, angles)
             x_BTD = x_BTD + mixed
             after.append(state)
         return x_BTD, tuple(after)
@@ -318,7 +359,8 @@ class Pulse88(nn.Module):
         self.config = config
         self.gradient_checkpointing = False  # computes each layer again in the backward pass
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
+        if config.learned_positions:
+            self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(kinds, config) for kinds in config.layer_types)
         self.final_norm = nn.LayerNorm(config.d_model, config.norm_eps)
@@ -349,18 +391,23 @@ class Pulse88(nn.Module):
         """Logits [B, T, vocabulary] in float32 for what follows each id, and the state after the last.
 
         ValueError without tokens, and beyond the position table: roll on by rebuilding the state from the last notes.
+        A model without the table has no such end.
         """
         tokens, position = ids_BT.shape[1], state.position
         if not tokens:
             raise ValueError("no tokens")
-        if position + tokens > self.config.max_positions:
+        if self.config.learned_positions and position + tokens > self.config.max_positions:
             raise ValueError(
                 f"{position} + {tokens} tokens are more than the {self.config.max_positions} positions of this model"
             )
-        positions_T = torch.arange(position, position + tokens, device=ids_BT.device)
-        x_BTD = self.dropout(self.token_embedding(ids_BT) + self.position_embedding(positions_T))
+        x_BTD = self.token_embedding(ids_BT)
+        if self.config.learned_positions:
+            positions_T = torch.arange(position, position + tokens, device=ids_BT.device)
+            x_BTD = x_BTD + self.position_embedding(positions_T)
+        x_BTD = self.dropout(x_BTD)
         # Once for all layers, out here: a compiled layer would find them anew for every row and head.
-        angles = rotary_angles(position, tokens, self.config, self.token_embedding.weight)
+        weight = self.token_embedding.weight
+        angles = rotary_angles(position, tokens, self.config, weight) if self.config.rope else None
         after = []
         for layer, states in zip(self.layers, state.layers, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():

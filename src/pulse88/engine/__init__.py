@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pulse88.config import ModelConfig
+from pulse88.engine import layout
 from pulse88.engine import weights as weights_file
 from pulse88.engine.state import State
 from pulse88.engine.weights import Weights, WeightsError
@@ -86,6 +87,8 @@ def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:
         raise ValueError(f"unknown engine {engine!r}, there are {', '.join(ENGINES)}")
     if not isinstance(weights, Weights):
         weights = weights_file.read(weights)
+    if beyond := layout.beyond_engines(weights.config):
+        raise ValueError(f"{weights.path or 'these weights'}: the CPU engines don't compute {', '.join(beyond)}")
     if engine != "numpy":
         # Each engine is imported where it is chosen, so that a machine without the one starts the other.
         from pulse88.engine import native

@@ -38,10 +38,9 @@ def mixers(config: ModelConfig) -> Iterator[tuple[str, str, str]]:
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Name and shape of every tensor of a model, in the order of computation; a tied head is not among them."""
     c = config
-    shapes: dict[str, Shape] = {
-        "token_embedding.weight": (c.vocab_size, c.d_model),
-        "position_embedding.weight": (c.max_positions, c.d_model),
-    }
+    shapes: dict[str, Shape] = {"token_embedding.weight": (c.vocab_size, c.d_model)}
+    if c.learned_positions:
+        shapes["position_embedding.weight"] = (c.max_positions, c.d_model)
     gdn: dict[str, Shape] = {
         "in_proj.weight": (c.gdn_inner_dim, c.d_model),
         "core.q_proj.weight": (c.gdn_key_width, c.gdn_inner_dim),
@@ -59,6 +58,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
         "core.o_proj.weight": (c.gdn_inner_dim, c.gdn_value_width),
         "out_proj.weight": (c.d_model, c.gdn_inner_dim),
     }
+    if not c.gdn_output_gate:
+        del gdn["core.g_proj.weight"]
     kv_width = c.gqa_kv_heads * c.gqa_head_dim
     gqa: dict[str, Shape] = {
         "q_proj.weight": (c.d_model, c.d_model),
@@ -66,13 +67,26 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
         "v_proj.weight": (kv_width, c.d_model),
         "out_proj.weight": (c.d_model, c.d_model),
     }
+    mlp: dict[str, Shape] = {
+        "up_proj.weight": (c.mlp_ratio * c.d_model, c.d_model),
+        "down_proj.weight": (c.d_model, c.mlp_ratio * c.d_model),
+    }
+    of_kind = {"gdn": gdn, "gqa": gqa, "mlp": mlp}
     for kind, mixer, norm in mixers(c):
         shapes |= {f"{norm}.weight": (c.d_model,), f"{norm}.bias": (c.d_model,)}
-        shapes |= {f"{mixer}.{name}": shape for name, shape in (gdn if kind == "gdn" else gqa).items()}
+        shapes |= {f"{mixer}.{name}": shape for name, shape in of_kind[kind].items()}
     shapes |= {"final_norm.weight": (c.d_model,), "final_norm.bias": (c.d_model,)}
     if not c.tie_embeddings:
         shapes["lm_head.weight"] = (c.vocab_size, c.d_model)
     return shapes
+
+
+def beyond_engines(config: ModelConfig) -> list[str]:
+    """What of a configuration the CPU engines don't compute; variants for research run on torch."""
+    plain = ModelConfig()
+    switches = ("parallel_mixers", "gdn_output_gate", "learned_positions", "rope")
+    found = [f"{name}={getattr(config, name)}" for name in switches if getattr(config, name) != getattr(plain, name)]
+    return found + (["mlp layers"] if any("mlp" in kinds for kinds in config.layer_types) else [])
 
 
 def parameter_count(config: ModelConfig) -> int:
