@@ -260,7 +260,7 @@ def _draw_areas(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.bar(at, values, 0.25, yerr=_errors(intervals), color=colour, capsize=2, label=row["who"])
     ax.set_xticks(range(len(FEATURES) + 1), [*FEATURES, "mean"])
     ax.set_ylabel("overlapping area with the true continuation")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, ncols=len(shown), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _save(figure, path)
 
 
