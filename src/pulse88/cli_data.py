@@ -89,7 +89,9 @@ def prepare(
         summary = merge([output], output, tell=tell)
     took, worked = time.perf_counter() - began, _cpu_seconds() - cpu
     _tell(summary, output, verbose)
-    speed = f"{took:.1f} s, {parsed.files / worked:.0f} files a second and core"
+    speed = f"{took:.1f} s"
+    if not parsed.were_there:  # else it would count files that an earlier run read
+        speed += f", {parsed.files / worked:.0f} files a second and core"
     click.echo(f"Read {read} in {speed}.")
 
 
