@@ -64,6 +64,10 @@ def test_a_copy_is_alike_and_real_music_beats_a_model_that_has_not_learnt(contin
     assert later.areas["mean"].value > model.areas["mean"].high
     assert later.divergences["mean"].value < model.divergences["mean"].value
     assert later.areas["pitch class"].value > other.areas["pitch class"].value - 0.2
+    short = trials.shortfall(model, later)
+    assert short.value == pytest.approx(later.areas["mean"].value - model.areas["mean"].value)
+    assert 0 < short.low < short.high
+    assert trials.shortfall(truth, truth) == (0.0, 0.0, 0.0)
     for row in (model, later, other):
         assert 0 <= row.areas["mean"].low <= row.areas["mean"].high <= 1
 
@@ -128,6 +132,7 @@ def test_one_command_writes_the_whole_report(tmp_path: Path) -> None:
     assert names == ["uniform", "unigram", *(f"context model, order {n}" for n in (1, 2, 3, 4)), "xz", "gzip"]
     assert found["likelihood"]["baselines"][0]["bits_per_note"]["value"] == pytest.approx(20.5, abs=0.1)
     assert found["continuations"]["rows"][0]["who"] == "model"
+    assert found["continuations"]["shortfall"]["value"] > 0
     text = (out / "report.md").read_text()
     assert "## Likelihood" in text and "## Continuations" in text and "| **these weights** |" in text
     assert "frechet-music-distance is not installed" in text or "Frechet Music Distance (CLaMP 2)" in text

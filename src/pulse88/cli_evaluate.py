@@ -199,6 +199,7 @@ def _continuations(
             asked = trials.prompts(corpus, loaded.grid, prompts)
             made = list(trials.run(continuer, asked, takes, sampling=sampling, random_seed=random_seed, tell=tell))
         _write_music(made, output / "continuations")
+        rows = trials.rows(made)
         densities = [trials.figures(t.prompt.seed, take.new)["density"] for t in made for take in t.takes]
         result["continuations"] = {
             "prompts": len(made),
@@ -206,7 +207,8 @@ def _continuations(
             "sampling": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, random seed {random_seed}",
             "engine": continuer.engine.name,
             "pieces": [trial.prompt.name for trial in made],
-            "rows": [report.row_section(row) for row in trials.rows(made)],
+            "rows": [report.row_section(row) for row in rows],
+            "shortfall": trials.shortfall(rows[0], rows[1]),
             "density_within": report.share_within(densities),
         }
         if fmd:

@@ -180,6 +180,8 @@ def _continuation_lines(found: Mapping[str, Any]) -> list[str]:
     rows = [row for row in found["rows"] if row["who"] != "true continuation"]
     heads = ["overlapping area", *FEATURES, "mean"]
     lines += ["", *table(heads, [[r["who"], *_texts(r["overlapping_area"], 2)] for r in rows])]
+    if "shortfall" in found:
+        lines += ["", f"The takes fall short of the ceiling by {found['shortfall'].text(3)}, paired by piece."]
     heads[0] = "divergence, bits"
     lines += ["", *table(heads, [[r["who"], *_texts(r["divergence_bits"], 2)] for r in rows])]
     heads = ["", *FIGURES.values()]

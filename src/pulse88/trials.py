@@ -130,6 +130,7 @@ class Row:
     areas: dict[str, Interval]  # overlapping area with the true continuation by feature, and "mean"
     divergences: dict[str, Interval]  # bits, by feature, and "mean"
     figures: dict[str, Interval]  # FIGURES
+    piece_areas: tuple[float, ...]  # [P] mean overlapping area of each piece
 
 
 def row(who: str, compared: Sequence[Sequence[tuple[Performance, Performance, Performance]]]) -> Row:
@@ -148,7 +149,7 @@ def row(who: str, compared: Sequence[Sequence[tuple[Performance, Performance, Pe
         for name in FIGURES:
             found[name].append(float(np.mean([one[name] for one in each])))
     tables = ({name: mean(values) for name, values in table.items()} for table in (areas, divergences, found))
-    return Row(who, *tables)
+    return Row(who, *tables, tuple(areas["mean"]))
 
 
 def rows(trials: Sequence[Trial]) -> list[Row]:
@@ -163,6 +164,11 @@ def rows(trials: Sequence[Trial]) -> list[Row]:
             [[(t.prompt.seed, t.prompt.truth, o.prompt.truth)] for t, o in zip(trials, others, strict=True)],
         ),
     ]
+
+
+def shortfall(made: Row, ceiling: Row) -> Interval:
+    """How much less the mean overlapping area of the one is than that of the other, piece by piece."""
+    return mean(np.array(ceiling.piece_areas) - np.array(made.piece_areas))
 
 
 def drift(
