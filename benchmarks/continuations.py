@@ -15,17 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pulse88 import Continuer, Performance, SamplingConfig, midi_file
-from pulse88.musicality import (
-    bar_self_similarity,
-    degenerate,
-    density,
-    longest_bar_repetition,
-    ngram_repetition,
-    pitch_class_cosine,
-    pitch_class_entropy,
-    pitch_range,
-)
+from pulse88 import Continuer, Performance, SamplingConfig, midi_file, trials
+from pulse88.musicality import degenerate, longest_bar_repetition
 
 SEED_NOTES = 128
 COLUMNS = ("cosine", "density", "range", "entropy", "loop", "bars alike", "8-grams again")
@@ -33,15 +24,9 @@ COLUMNS = ("cosine", "density", "range", "entropy", "loop", "bars alike", "8-gra
 
 def figures(seed: Performance, music: Performance) -> tuple[float, ...]:
     """The columns for music that follows a seed."""
-    return (
-        pitch_class_cosine(seed, music),
-        density(music) / density(seed),
-        pitch_range(music),
-        pitch_class_entropy(music),
-        longest_bar_repetition(music),
-        bar_self_similarity(music),
-        ngram_repetition(music),
-    )
+    found = trials.figures(seed, music)
+    loop = float(longest_bar_repetition(music))
+    return (*(found[n] for n in ("cosine", "density", "range", "entropy")), loop, found["bars"], found["again"])
 
 
 def main() -> None:
