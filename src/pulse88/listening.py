@@ -73,7 +73,7 @@ def excerpt(performance: Performance, prompt_seconds: float = PROMPT_SECONDS, se
 
 
 def sound(performance: Performance, kind: str, soundfont: Path | None) -> bytes:
-    """A WAV file, or an Ogg Opus file, an eighth as large; AudioError as audio.render."""
+    """A WAV file, or an Ogg Opus file, a sixth as large; AudioError as audio.render."""
     if kind == "wav":
         return audio.to_bytes(performance, soundfont=soundfont)
     font = (soundfont or audio.default_soundfont()).read_bytes()
