@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pulse88 import __version__, cli_data, cli_evaluate, cli_finetune, cli_listen, cli_originality, cli_serve, cli_train
+from pulse88 import (
+    __version__,
+    cli_ablate,
+    cli_data,
+    cli_evaluate,
+    cli_finetune,
+    cli_listen,
+    cli_originality,
+    cli_serve,
+    cli_train,
+)
 from pulse88.cli_evidence import Evidence, evidence_options
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.provenance import ContinueConfig
@@ -49,6 +59,7 @@ main.add_command(cli_train.train)
 main.add_command(cli_train.export)
 main.add_command(cli_finetune.finetune)
 main.add_command(cli_evaluate.evaluate)
+main.add_command(cli_ablate.ablate)
 main.add_command(cli_originality.index)
 main.add_command(cli_originality.originality)
 main.add_command(cli_listen.listen_test)

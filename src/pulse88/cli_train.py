@@ -63,12 +63,12 @@ def train(
         config = replace(TRAIN_PRESETS[preset], **dict(map(_change, changes)))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _require_torch()
+    require_torch()
     from pulse88.delta_rule import MissingKernel
     from pulse88.train import NonFinite
     from pulse88.train import train as run_training
 
-    with _log_on_terminal():
+    with log_on_terminal():
         try:
             outcome = run_training(
                 config,
@@ -100,7 +100,7 @@ def train(
 def export(run: Path, output: Path, int8: bool, notes: tuple[str, ...]) -> None:
     """Make a weights file, which `pulse88 continue --weights` takes, of the latest checkpoint of RUN."""
     metadata = dict(map(_pair, notes))
-    _require_torch()
+    require_torch()
     from pulse88 import checkpoint
     from pulse88.engine import weights as weights_file
 
@@ -122,7 +122,7 @@ def export(run: Path, output: Path, int8: bool, notes: tuple[str, ...]) -> None:
     click.echo(f"Wrote {output}: step {state['step']}, {state['tokens']:,} tokens.")
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise click.ClickException("this needs torch: pip install 'pulse88[train]'")
 
@@ -161,7 +161,7 @@ class _Echo(logging.Handler):
 
 
 @contextmanager
-def _log_on_terminal() -> Iterator[None]:
+def log_on_terminal() -> Iterator[None]:
     """What the run logs, on the error stream."""
     logger, handler = logging.getLogger("pulse88"), _Echo()
     level = logger.level

@@ -186,7 +186,11 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(self.model in MODEL_PRESETS, f"model must be one of {sorted(MODEL_PRESETS)}, not {self.model!r}")
+        of_a_preset = type(self) is TrainConfig  # A recipe with its model by value is a subclass.
+        _require(
+            not of_a_preset or self.model in MODEL_PRESETS,
+            f"model must be one of {sorted(MODEL_PRESETS)}, not {self.model!r}",
+        )
         _require(self.optimizer in ("adamw", "muon"), f"optimizer must be adamw or muon, not {self.optimizer!r}")
         _require(self.schedule in ("cosine", "linear"), f"schedule must be cosine or linear, not {self.schedule!r}")
         _require(self.precision in ("fp32", "bf16", "fp16"), f"precision {self.precision!r} is not fp32, bf16 or fp16")
