@@ -148,8 +148,11 @@ def row(who: str, compared: Sequence[Sequence[tuple[Performance, Performance, Pe
         each = [figures(seed, music) for seed, _, music in triples]
         for name in FIGURES:
             found[name].append(float(np.mean([one[name] for one in each])))
-    tables = ({name: mean(values) for name, values in table.items()} for table in (areas, divergences, found))
-    return Row(who, *tables, tuple(areas["mean"]))
+    return Row(who, _means(areas), _means(divergences), _means(found), tuple(areas["mean"]))
+
+
+def _means(values: dict[str, list[float]]) -> dict[str, Interval]:
+    return {name: mean(of) for name, of in values.items()}
 
 
 def rows(trials: Sequence[Trial]) -> list[Row]:
