@@ -51,7 +51,7 @@ class Likeness(NamedTuple):
 
 def fingerprint(onset: NDArray[np.float64], pitch: NDArray[np.uint8]) -> Fingerprint:
     """The fingerprint of N notes sorted by onset (seconds) and pitch."""
-    chord = np.cumsum(np.diff(onset, prepend=-np.inf) >= TOGETHER, dtype=np.int32)
+    chord = np.concatenate(([0], np.cumsum(onset[1:] - onset[:-1] >= TOGETHER, dtype=np.int32)))[: len(onset)]
     by_pitch = pitch[np.argsort(chord * 128 + pitch, kind="stable")]
     opening = np.diff(pitch[:OPENING_NOTES].astype(np.int8)).tobytes()
     struck, chordal = _sketches(np.stack((pitch, by_pitch)).astype(np.int16), 32 - _level(len(pitch)))
@@ -93,7 +93,7 @@ def _sketches(pitch_RN: NDArray[np.int16], kept_bits: int) -> list[Sketch]:
     for row, kind in zip(*shingles(pitch_RN), strict=True):
         at = np.flatnonzero(row <= np.uint32(2**kept_bits - 1))
         sketch = np.sort(row[at[tells(kind[at])]])
-        sketches.append(sketch[np.diff(sketch, prepend=~sketch[:1]) != 0])
+        sketches.append(sketch[np.concatenate(([True], sketch[1:] != sketch[:-1]))[: len(sketch)]])
     return sketches
 
 

@@ -17,21 +17,27 @@ def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """For each note its note-on event, the tick at which it ends, and whether no note-off said so."""
     event = np.flatnonzero((events.status & 0xE0) == 0x80)
     used = np.flatnonzero(np.bincount(lane[event], minlength=1))
-    number = np.zeros(lane.max(initial=0) + 1, np.int64)  # of each lane among the used ones
-    number[used] = np.arange(len(used))
-    key = number[lane[event]] * 128 + events.data1[event]
+    key = events.data1[event].astype(np.int64)
+    if len(used) > 1:
+        number = np.zeros(used[-1] + 1, np.int64)  # of each lane among the used ones
+        number[used] = np.arange(len(used))
+        key += number[lane[event]] * 128
     if len(used) <= 512:
         key = key.astype(np.uint16)  # numpy sorts 16 bits by radix.
     order = np.argsort(key, kind="stable")
     key, event = key[order], event[order]
     is_on = ((events.status[event] & 0xF0) == 0x90) & (events.data2[event] > 0)
-    # 0, 1, 2 without gaps
-    key = np.cumsum(np.concatenate(([False], key[1:] != key[:-1]))) if len(key) else key.astype(np.int64)
+    begins = np.ones(len(key), bool)
+    begins[1:] = key[1:] != key[:-1]
+    if len(key) and _alternate(is_on, begins):
+        on, off = event[is_on], event[~is_on]
+        return on, events.tick[off], np.zeros(len(on), bool)
+    key = np.cumsum(begins) - 1  # 0, 1, 2 without gaps
 
     # How many strikes of its key sound after each event; a note-off with none sounding before it is idle.
     change = np.where(is_on, 1, -1)
     total = np.cumsum(change)
-    first = np.searchsorted(key, np.arange(key[-1] + 1)) if len(key) else key
+    first = np.flatnonzero(begins)
     floor = -key * (len(key) + 1)  # below all balances of the key before, so that a running minimum starts anew
     balance = total - (total - change)[first][key] + floor
     lowest = np.minimum.accumulate(np.minimum(balance, floor))
@@ -60,6 +66,12 @@ def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     ended = match < np.searchsorted(off_cell, on_cell, side="right")
     end[ended] = events.tick[off[match[ended]]]
     return on, end, ~ended
+
+
+def _alternate(is_on: NDArray[np.bool_], begins: NDArray[np.bool_]) -> bool:
+    """Whether every key is struck and let go in turn, as in most files: then there is nothing to puzzle out."""
+    ends = np.append(begins[1:], True)
+    return bool(is_on[begins].all() and not is_on[ends].any() and ((is_on[1:] != is_on[:-1]) | begins[1:]).all())
 
 
 def programs(events: Events, lane: Ints, strike: Ints) -> Ints:
