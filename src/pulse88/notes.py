@@ -205,7 +205,7 @@ class Performance:
         key_end = self.onset + self.duration
         piece_end = max(float(key_end.max()), float(self.pedal_time[-1]))
         ringing_end = key_end.copy()
-        for part in sorted(set(self.pedal_part.tolist())):
+        for part in np.flatnonzero(np.bincount(self.pedal_part)):
             mine = self.pedal_part == part
             starts, stops = pedal_spans(self.pedal_time[mine], self.pedal_value[mine] >= PEDAL_DOWN, piece_end)
             if not len(starts):
