@@ -31,7 +31,7 @@ from pulse88.serve.service import Service
 from pulse88.vocabulary import FINE
 
 CONFIG = replace(TINY, max_positions=1024)
-SECONDS = 60.0  # that anything may take on a busy machine
+SECONDS = 20.0  # that anything may take on a busy machine
 MIDI = {"Content-Type": "audio/midi"}
 JSON = {"Content-Type": "application/json"}
 
@@ -166,7 +166,7 @@ def running(
 
     def run() -> None:
         config = uvicorn.Config(
-            application(service, doorway),
+            application(service, doorway, renders_ahead=False),
             port=0,
             log_config=None,
             ws="websockets-sansio",

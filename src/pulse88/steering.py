@@ -45,16 +45,16 @@ class Steering:
     grid: TimeGrid
     elapsed: float = 0.0  # seconds from the join to the latest onset
     recent: tuple[float, ...] = ()  # the latest gaps in seconds, at most RECENT
-    not_before: float = 0.0  # seconds that the next gap must last at least
+    next_gap: float | None = None  # seconds that the next gap shall last, as near as the grid has it
 
     @classmethod
     def begin(
-        cls, config: SteeringConfig, grid: TimeGrid, events: Sequence[Event] = (), *, not_before: float = 0.0
+        cls, config: SteeringConfig, grid: TimeGrid, events: Sequence[Event] = (), *, next_gap: float | None = None
     ) -> Steering:
         """At the join, or after so many new events. ValueError if the config leaves no key to play."""
         if not playable(config).any():
             raise ValueError("no key is left to play: widen the register")
-        steering = cls(config, grid, not_before=not_before)
+        steering = cls(config, grid, next_gap=next_gap)
         for event in events:
             steering = steering.after(event)
         return steering
@@ -67,7 +67,7 @@ class Steering:
         """After one more event."""
         gap = self._gap(event.delta)
         recent = (*self.recent, gap)[-RECENT:]
-        return replace(self, elapsed=self.elapsed + gap, recent=recent, not_before=0.0)
+        return replace(self, elapsed=self.elapsed + gap, recent=recent, next_gap=None)
 
     def __call__(self, made: Sequence[int], grammar: Grammar, legal_ids: Ids, logits_V: Logits) -> tuple[Ids, Logits]:
         match grammar.slot:
@@ -87,10 +87,9 @@ class Steering:
         if len(delta_D) > 1 and delta_D[0] == BLOCKS[Slot.DELTA].start and not self._goes_on(grammar):
             delta_D = delta_D[1:]
         seconds_D = self.grid.seconds(Slot.DELTA, delta_D - BLOCKS[Slot.DELTA].start)
-        late = seconds_D >= self.not_before
-        if not late.any():
-            late[-1] = True
-        delta_D, seconds_D = delta_D[late], seconds_D[late]
+        if self.next_gap is not None:
+            nearest = int(np.abs(seconds_D - self.next_gap).argmin())
+            return delta_D[nearest : nearest + 1], logits_V
         logits_V = logits_V.astype(np.float64)
         if self.config.end_within is not None:
             tail = min(TAIL * self.config.end_within, LONGEST_TAIL)

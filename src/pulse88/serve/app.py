@@ -40,13 +40,15 @@ EXAMPLE_IDS = Literal["carol", "motif", "one-note", "piece"]
 _log = logging.getLogger(__name__)
 
 
-def application(service: Service, doorway: Doorway | None = None) -> Guard:
-    """The ASGI application of a service."""
+def application(service: Service, doorway: Doorway | None = None, *, renders_ahead: bool = True) -> Guard:
+    """The ASGI application of a service. `renders_ahead`: samples are made while nobody waits, not at first use."""
     doorway = doorway or Doorway()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.pool.start()
+        if renders_ahead:
+            service.prepare_samples(SAMPLE_PITCHES, SAMPLE_LAYERS)
         yield
         await service.close()
 
@@ -199,6 +201,7 @@ def _seed_routes(app: FastAPI, service: Service) -> None:
             seed = await unless_gone(request, service.seed_of_midi(visitor, data))
         else:
             raise _wrong_type(kind)
+        service.read_ahead(seed)
         return JSONResponse(service.seed_facts(seed), 201)
 
     @app.get("/v1/seeds/{id}", response_model=schemas.SeedFacts, responses=_answers(404, 422))
@@ -325,7 +328,6 @@ def _sound_routes(app: FastAPI, service: Service) -> None:
         response_class=Response,
     )
     async def sample(
-        request: Request,
         digest: Annotated[str, InPath(pattern="^[0-9a-f]{8}$")],
         layer: int,
         pitch: int,
@@ -333,7 +335,7 @@ def _sound_routes(app: FastAPI, service: Service) -> None:
         """One struck key, 16 bit, mono."""
         if digest != _font()[0] or layer not in SAMPLE_LAYERS or pitch not in SAMPLE_PITCHES:
             raise Problem(404, "there is no such sample: ask /v1/samples for those there are")
-        data = await service.sample(request.state.visitor, pitch, layer)
+        data = await service.sample(pitch, layer)
         return Response(data, headers={"content-type": "audio/wav", "cache-control": FOREVER})
 
     @app.get(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
+import math
 import secrets
 import time
 from typing import Any
@@ -28,10 +30,19 @@ from pulse88.serve.service import Service, sentence
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import EVENT_TOKENS, FINE
 
-LEAD = 0.02  # seconds that the first note of an answer lies in the future, so that it can be played in time
+LEAD = (
+    0.05  # seconds that the first note of an answer lies behind the noticed pause at least, so that it is made in time
+)
+LATEST = 0.1  # and seconds that it may wait for the pulse
+PULSE_NOTES = 16  # notes that tell the pulse
+TOGETHER = 0.05  # seconds; what is struck within belongs together
 AHEAD = 2.0  # seconds that notes are made before they sound
-BATCH = 4  # notes of an answer that are made at once, after the first
-LONGEST_HISTORY, KEPT_HISTORY = 400, 256  # notes: at the one it is cut to the other
+BATCH = 4  # notes of an answer that are made at once,
+IN_TIME = 0.5  # when so many seconds are made already; before, each is sent as soon as it is there
+HISTORY = 0.78  # of the context, that what was played may fill before its beginning is forgotten
+LONGEST_PHRASE = 200  # notes that are encoded anew with every key
+MOST_REMEMBERED = 20_000  # notes that can be saved
+BURST = 1000  # messages that may come at once
 OUR_PART = 1
 READY_SECONDS = 10.0  # that a lost worker may take to be replaced
 
@@ -56,6 +67,7 @@ class Duet:
         self._answers = 0
         self._answer: _Answer | None = None
         self._random_seed = 0
+        self._longest = 0  # notes that are read
         self._pause: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
@@ -93,13 +105,14 @@ class Duet:
             raise Problem(429, "too many duets at once: come back later")
         await self._service.pool.wait_until_ready()
         self._worker = self._service.pool.aside()
-        assert self._service.pool.grid is not None
+        assert self._service.pool.grid is not None and self._service.pool.model is not None
+        self._longest = int(HISTORY * self._service.pool.model["context_notes"])
         self._tokenizer = Tokenizer(self._service.pool.grid)
         began, messages = time.monotonic(), 0
         while True:
             text = await self._socket.receive_text()
             messages += 1
-            allowed = 100 + self._service.limits.duet_messages_a_second * (time.monotonic() - began)
+            allowed = BURST + self._service.limits.duet_messages_a_second * (time.monotonic() - began)
             if messages > allowed:
                 raise Problem(429, "messages come too fast: this is no piano")
             try:
@@ -148,7 +161,7 @@ class Duet:
             seed = self._service.memory.seeds.get(hello.seed)
             rows = seed.facts["notes"]
             notes = [Note(on, long, int(pitch), int(velocity)) for on, long, pitch, velocity, _ in rows]
-            self._heard = notes[-KEPT_HISTORY:]
+            self._heard = notes[-128:]
             encoding = self._tokenizer.encode(Performance.from_notes(self._heard), ends=False)
             self._ids = tuple(encoding.ids.tolist())
             self._anchor = None  # Its clock is another: the first phrase comes a breath after it.
@@ -184,14 +197,17 @@ class Duet:
     async def _read(self) -> None:
         read = -1
         while True:
+            if len(self._phrase.notes) > LONGEST_PHRASE:
+                self._commit(self._phrase.take_over())
             ids = self._ids + self._encoded(self._phrase.over())
             if len(ids) <= EVENT_TOKENS or len(ids) == read:
                 return
             read = len(ids)
+            ids = recent(ids, self._longest)
             with contextlib.suppress(Problem):  # Whatever it is, the answer will meet it again.
                 await self._ask({"is": "duet_read", "ids": bytes(ids).hex()})
-            notes = len(ids) // EVENT_TOKENS
-            unread = len(self._heard) + len(self._phrase.notes) - notes
+            notes = read // EVENT_TOKENS
+            unread = (len(self._ids) // EVENT_TOKENS) + len(self._phrase.notes) - notes
             await self._send({"type": "listening", "read": notes, "unread": max(unread, 0)})
 
     def _encoded(self, phrase: Performance) -> tuple[int, ...]:
@@ -219,19 +235,20 @@ class Duet:
         self._heard += notes
         if notes:
             self._anchor = notes[-1].onset
-        events = len(self._ids) // EVENT_TOKENS
-        if events > LONGEST_HISTORY:
-            self._ids = self._ids[-KEPT_HISTORY * EVENT_TOKENS :]
 
     def take_phrase(self, now: float) -> None:
         """The phrase is over, and part of what was played."""
         self._phrase.finish(now)
-        phrase = self._phrase.all()
-        self._ids += self._encoded(phrase)
-        self._heard += list(phrase)
-        if len(phrase):
-            self._anchor = float(phrase.onset[-1])
+        self._commit(self._phrase.all())
         self._phrase = Phrase(pedal_down=self._phrase.pedal_down)
+
+    def _commit(self, played: Performance) -> None:
+        """Notes that won't change any more."""
+        self._ids += self._encoded(played)
+        self._heard += list(played)
+        del self._heard[:-MOST_REMEMBERED]
+        if len(played):
+            self._anchor = float(played.onset[-1])
 
     async def _yield(self, now: float) -> None:
         if self._answer is not None:
@@ -268,6 +285,31 @@ class Duet:
             await self._send({"type": "error", "problem": problem.to_json()})
 
 
+def in_time(soonest: float, last: float, onsets: list[float]) -> float:
+    """When an answer begins: at `soonest` or up to LATEST seconds later, on the pulse of what was played.
+
+    The pulse is the median gap between the onsets, counted from the `last` one, and halved until it is short enough.
+    """
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(onsets) if later - earlier > TOGETHER)
+    if not gaps:
+        return soonest
+    pulse = gaps[len(gaps) // 2]
+    while pulse > LATEST:
+        pulse /= 2
+    return last + math.ceil((soonest - last) / pulse) * pulse
+
+
+def recent(ids: tuple[int, ...], longest: int) -> tuple[int, ...]:
+    """What is read of all ids: at most the `longest` latest notes, cut so that the beginning stays for long."""
+    events = len(ids) // EVENT_TOKENS
+    if events <= longest:
+        return ids
+    kept = longest * 5 // 8
+    step = longest - kept
+    left_out = (events - kept) // step * step
+    return ids[len(ids) % EVENT_TOKENS :][left_out * EVENT_TOKENS :]
+
+
 class _Answer:
     """One answer under way."""
 
@@ -294,6 +336,12 @@ class _Answer:
         except Problem as problem:
             self._duet.answer_over(self._made, self._notes)
             await self._duet._complain(problem)
+        except (WebSocketDisconnect, RuntimeError):
+            self._duet.answer_over(self._made, self._notes)  # Nobody is there any more.
+        except Exception:  # noqa: BLE001 - whatever it is, the duet has to go on
+            _log.exception("an answer failed")
+            self._duet.answer_over(self._made, self._notes)
+            await self._duet._complain(Problem(500, "the answer went wrong here, not with you: play on"))
 
     async def _play(self) -> None:
         duet = self._duet
@@ -304,12 +352,12 @@ class _Answer:
         settings = duet._hello.settings
         temperature, top_p = sampled(settings.liveliness, settings.temperature, settings.top_p)
         anchor = now if duet._anchor is None else duet._anchor
+        first = in_time(now + LEAD, anchor, [note.onset for note in duet._heard[-PULSE_NOTES:]])
         scale = None
         if settings.in_key and duet._heard:
             scale = key.find(Performance.from_notes(duet._heard[-64:])).pitch_classes
         asked = {
             "is": "duet_answer",
-            "ids": bytes(duet._ids).hex(),
             "temperature": temperature,
             "top_p": top_p,
             "register": settings.register_,
@@ -318,16 +366,18 @@ class _Answer:
             "number": self._number,
             "seconds": duet._hello.answer_seconds,
             "breath": max(duet._hello.pause, 0.5),
-            "not_before": max(now + LEAD - anchor, 0.0),
+            "gap": first - anchor,
         }
         over = False
         while not over:
-            count = BATCH if self._made else 1
-            answer = await duet._ask(asked | {"made": self._made.hex(), "count": count})
+            ahead = self._notes[-1].onset - duet._now() if self._notes else 0.0
+            count = BATCH if ahead > IN_TIME else 1
+            ids = bytes(recent(duet._ids + tuple(self._made), duet._longest))
+            answer = await duet._ask(asked | {"ids": ids.hex(), "made": self._made.hex(), "count": count})
             over, ids = answer["over"], bytes.fromhex(answer["ids"])
             if not self._made and ids:
                 took = time.perf_counter() - noticed
-                anchor = self._shifted(anchor, ids)
+                anchor = max(first, duet._now()) - self._gap(ids)
             for note in self._placed(anchor, ids):
                 index = len(self._notes)
                 self._notes.append(note)
@@ -343,10 +393,9 @@ class _Answer:
         duet.answer_over(self._made, self._notes)
         await duet._send({"type": "answered", "answer": self._number, "notes": len(self._notes)})
 
-    def _shifted(self, anchor: float, ids: bytes) -> float:
-        """The anchor from which the first note lies in the future: a long silence is longer than the longest gap."""
-        first = float(self._duet._tokenizer.decode(tuple(ids), origin=anchor).onset[0])
-        return anchor + max(self._duet._now() - first, 0.0)
+    def _gap(self, ids: bytes) -> float:
+        """Seconds before the first note, as the grid has them."""
+        return float(self._duet._tokenizer.decode(tuple(ids)).onset[0])
 
     def _placed(self, anchor: float, ids: bytes) -> list[Note]:
         origin = self._notes[-1].onset if self._notes else anchor

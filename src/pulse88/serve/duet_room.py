@@ -62,11 +62,14 @@ class DuetRoom:
         kept[:] = [*others[-(STATES - 1) :], take]
 
     def _answer(self, head: dict[str, Any]) -> dict[str, Any]:
-        """Up to `count` more notes of the answer after `ids` and `made`; `over` where it breathes or its time is up."""
+        """Up to `count` more notes of an answer, whose notes `made` are the last of `ids`.
+
+        `over` where it breathes in its second half, or its time is up.
+        """
         began = time.perf_counter()
         grid = self._continuer.tokenizer.grid
         made = bytes.fromhex(head["made"])
-        take = self._at(head["duet"], tuple(bytes.fromhex(head["ids"])) + tuple(made))
+        take = self._at(head["duet"], tuple(bytes.fromhex(head["ids"])))
         read_s = time.perf_counter() - began
         sampling = SamplingConfig(temperature=head["temperature"], top_p=head["top_p"])
         take = generate.begin_after(take, sampling, random_seed=head["random_seed"], number=head["number"])
@@ -77,7 +80,7 @@ class DuetRoom:
             pitch_classes=None if head["pitch_classes"] is None else tuple(head["pitch_classes"]),
         )
         before = [Event(*made[at : at + EVENT_TOKENS]) for at in range(0, len(made), EVENT_TOKENS)]
-        steering = Steering.begin(config, grid, before, not_before=0.0 if before else head["not_before"])
+        steering = Steering.begin(config, grid, before, next_gap=None if before else head["gap"])
         events: list[int] = []
         over = False
         while len(events) < head["count"] * EVENT_TOKENS:
@@ -86,8 +89,8 @@ class DuetRoom:
             event, after = step
             gap = float(grid.seconds(Slot.DELTA, event.delta - BLOCKS[Slot.DELTA].start))
             elapsed = steering.elapsed + gap
-            breathes = gap >= head["breath"] and steering.elapsed - head["not_before"] > head["seconds"] / 2
-            if steering.recent and (breathes or elapsed - head["not_before"] > head["seconds"]):
+            breathes = gap >= head["breath"] and steering.elapsed - head["gap"] > head["seconds"] / 2
+            if steering.recent and (breathes or elapsed - head["gap"] > head["seconds"]):
                 over = True
                 break
             take, steering = after, steering.after(event)

@@ -30,6 +30,7 @@ class Seed:
     facts: dict[str, Any]  # what POST /v1/seeds answers, but for the id
     seed_ids: str | None = None  # hex of what the model reads, where that isn't simply the last notes
     read_notes: int | None = None  # at most so many are read
+    cuts: dict[tuple[float, float], str] = field(default_factory=dict)  # ids of the seeds that are stretches of it
     id: str = field(default_factory=new_id)
 
 
@@ -103,6 +104,10 @@ class Shelf(Generic[Item]):
         self._items.move_to_end(id_)
         self._of[item.visitor].move_to_end(id_)
         return item
+
+    def find(self, id_: str) -> Item | None:
+        """The thing of that id; None if there is none."""
+        return self.get(id_) if id_ in self._items else None
 
     def drop(self, id_: str) -> None:
         """Forgets it."""

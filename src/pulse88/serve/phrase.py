@@ -61,6 +61,15 @@ class Phrase:
             notes.pop()
         return Performance.from_notes(notes)
 
+    def take_over(self) -> Performance:
+        """Those notes, which the phrase forgets."""
+        taken = self.over()
+        count = len(taken)
+        del self.notes[:count]
+        self.down = {pitch: place - count for pitch, place in self.down.items()}
+        self.ringing = {place - count for place in self.ringing}
+        return taken
+
     def all(self) -> Performance:
         """All its notes."""
         return Performance.from_notes(self.notes)

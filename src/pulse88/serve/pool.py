@@ -138,6 +138,11 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     @property
+    def is_idle(self) -> bool:
+        """Whether a worker has nothing to do, and nobody plays a duet with it."""
+        return any(worker.ready and worker.work is None and not worker.duets for worker in self._workers)
+
+    @property
     def is_busy(self) -> bool:
         """Whether anything waits."""
         return len(self._turns) > 0

@@ -64,6 +64,8 @@ class Room:
                     return self._seed(self._rows_read(head["rows"], head["parts"]))
                 case "cut":
                     return self._cut(blobs[0], head["start"], head["end"])
+                case "read":
+                    return self._read(head, blobs[0])
                 case "play":
                     return self._play(head, blobs, tell, between)
                 case "branch":
@@ -225,6 +227,12 @@ class Room:
         }
         kept = snapshot.dump(playing.take) if head["keep"] or not is_over else b""
         return Message(done, [first, kept])
+
+    def _read(self, head: dict[str, Any], midi: bytes) -> Message:
+        """The state that has read a seed."""
+        seed_ids = None if head["seed_ids"] is None else _ids(head["seed_ids"])
+        (playing,) = self.continuer.begin(midi, *_asked(head), seed_ids=seed_ids)
+        return Message({"is": "state"}, [snapshot.dump(playing.take)])
 
     def _playing(
         self, head: dict[str, Any], blobs: list[bytes], asked: _Settings, made: tuple[int, ...]

@@ -56,7 +56,8 @@ def serve(config: ServeConfig, tell: Callable[[str], None], *, open_browser: boo
 
     OSError if the address can't be listened on; ValueError if no worker can begin.
     """
-    asyncio.run(_serve(config, tell, open_browser))
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when all is closed
+        asyncio.run(_serve(config, tell, open_browser))
 
 
 async def _serve(config: ServeConfig, tell: Callable[[str], None], open_browser: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from pydantic import BaseModel, ValidationError
 
 from pulse88.serve import examples
 from pulse88.serve.limits import Limits
-from pulse88.serve.memory import Memory, Seed, Take, events_of
+from pulse88.serve.memory import Memory, Seed, Take, events_of, reading
 from pulse88.serve.messages import Message
 from pulse88.serve.metrics import Metrics
 from pulse88.serve.pool import Pool
 from pulse88.serve.problems import Problem
 from pulse88.serve.schemas import Continuation, Settings
 from pulse88.serve.takes import Sink, Takes
+
+IDLE_SECONDS = 0.25  # between looks whether somebody waits
+
+_log = logging.getLogger(__name__)
 
 KINDS = {"mid": "audio/midi", "wav": "audio/wav", "png": "image/png"}
 
@@ -40,11 +45,14 @@ class Service:
         self.pool = Pool(workers, weights, adapter, engine, self.limits, self.metrics)
         self.memory = Memory(self.limits, self.metrics)
         self.takes = Takes(self.pool, self.memory, self.limits, self.metrics)
+        self._background: set[asyncio.Task[None]] = set()
         self._examples: list[dict[str, Any]] | None = None
         self._samples: dict[tuple[int, int], asyncio.Future[bytes]] = {}
 
     async def close(self) -> None:
         """Stops whatever is under way."""
+        for task in self._background:
+            task.cancel()
         await self.takes.close()
         await self.pool.close()
 
@@ -67,6 +75,16 @@ class Service:
         head = {"is": "read_rows", "rows": rows, "parts": list(parts)}
         _, message = await self.pool.do(visitor, "read", head, first=True)
         return self._remembered(visitor, message)
+
+    async def _cut(self, visitor: str, seed: Seed, start: float, end: float) -> Seed:
+        """The seed of a stretch of another; the same one for the same stretch."""
+        if (known := self.memory.seeds.find(seed.cuts.get((start, end), ""))) is not None:
+            return known
+        head = {"is": "cut", "start": start, "end": end}
+        _, message = await self.pool.do(visitor, "read", head, [seed.midi], first=True)
+        cut = self._remembered(visitor, message)
+        seed.cuts[start, end] = cut.id
+        return cut
 
     def _remembered(self, visitor: str, message: Message) -> Seed:
         head, blobs = message
@@ -91,17 +109,12 @@ class Service:
             seed = self.memory.seeds.get(asked.seed)
         if asked.seed_range is not None:
             start, end = asked.seed_range
-            _, message = await self.pool.do(
-                visitor, "read", {"is": "cut", "start": start, "end": end}, [seed.midi], first=True
-            )
-            seed = self._remembered(visitor, message)
+            seed = await self._cut(visitor, seed, start, end)
         settings = asked.settings.resolved()
-        if self.pool.model is not None:
-            most = self.pool.model["context_notes"] - 1
-            if "seed_notes" not in asked.settings.model_fields_set:
-                settings["seed_notes"] = min(settings["seed_notes"], most)
-            if settings["seed_notes"] > most:
-                raise Problem(422, f"settings.seed_notes must be at most {most} with this model")
+        most = self.seed_notes(settings["seed_notes"])
+        if most < settings["seed_notes"] and "seed_notes" in asked.settings.model_fields_set:
+            raise Problem(422, f"settings.seed_notes must be at most {most} with this model")
+        settings["seed_notes"] = most
         random_seed = secrets.randbelow(2**32) if asked.random_seed is None else asked.random_seed
         takes = [Take(visitor, seed, settings, random_seed, number, parent) for number in range(asked.takes)]
         self.takes.begin(takes, sink)
@@ -169,6 +182,51 @@ class Service:
         seed = self.memory.seeds.get(id_)
         self.memory.seeds.drop(seed.id)
 
+    # What is done before it is asked for, while nobody waits
+
+    def read_ahead(self, seed: Seed) -> None:
+        """Has a seed read, so that its first take begins at once."""
+        self._later(self._read(seed))
+
+    async def _read(self, seed: Seed) -> None:
+        take = Take(seed.visitor, seed, Settings().resolved(), 0, 0)
+        take.settings["seed_notes"] = self.seed_notes(take.settings["seed_notes"])
+        await self._idle()
+        if self.memory.snapshots.nearest(reading(take), 0) is None:
+            settings = take.settings
+            head = {"is": "read", "settings": settings, "seed_ids": seed.seed_ids, "number": 0, "random_seed": 0}
+            _, message = await self.pool.do(seed.visitor, "read ahead", head, [seed.midi], admitted=True)
+            self.memory.snapshots.put(seed.visitor, reading(take), 0, message.blobs[0])
+
+    def prepare_samples(self, pitches: Sequence[int], layers: Sequence[int]) -> None:
+        """Has all samples rendered, the loud ones first."""
+        self._later(self._prepare(pitches, layers))
+
+    async def _prepare(self, pitches: Sequence[int], layers: Sequence[int]) -> None:
+        await self.pool.wait_until_ready()
+        for layer in sorted(layers, reverse=True):
+            for pitch in sorted(pitches, key=lambda pitch: abs(pitch - 62)):
+                await self._idle()
+                await self.sample(pitch, layer)
+
+    async def _idle(self) -> None:
+        while not self.pool.is_idle:
+            await asyncio.sleep(IDLE_SECONDS)
+
+    def _later(self, doing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(doing)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("something that could wait failed: %s", error)
+
+    def seed_notes(self, wanted: int) -> int:
+        """As many of the wanted notes as the model's context holds."""
+        return wanted if self.pool.model is None else min(wanted, self.pool.model["context_notes"] - 1)
+
     # What comes with it
 
     async def examples(self, visitor: str) -> list[dict[str, Any]]:
@@ -183,7 +241,7 @@ class Service:
             self._examples = told
         return self._examples
 
-    async def sample(self, visitor: str, pitch: int, layer: int) -> bytes:
+    async def sample(self, pitch: int, layer: int) -> bytes:
         """A struck key as WAV, rendered once."""
         key = (pitch, layer)
         if key not in self._samples:
