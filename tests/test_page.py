@@ -86,6 +86,16 @@ def test_modules_import_and_find_what_is_there(path: Path) -> None:
         assert name in IDS, f"{path.name} looks for #{name}"
 
 
+def test_modules_import_what_stands_above_them_or_beside() -> None:
+    """As docs/page.md has it."""
+    table = (ROOT / "docs" / "page.md").read_text(encoding="utf-8").partition("| modules | |")[2].partition("\n\n")[0]
+    row = {name: at for at, line in enumerate(table.splitlines()) for name in re.findall(r"`(\w+)`", line)}
+    assert set(row) == {path.stem for path in MODULES}
+    for path in MODULES:
+        for other in re.findall(r'from "\./(\w+)\.js"', path.read_text(encoding="utf-8")):
+            assert row[other] <= row[path.stem], f"{path.stem} imports {other}"
+
+
 def test_every_colour_is_there_in_both_themes() -> None:
     style = (STATIC / "style.css").read_text(encoding="utf-8")
     dark, by_system, chosen = (re.findall(r"(--[\w-]+): ([^;]+);", block) for block in theme_blocks(style))
