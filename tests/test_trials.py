@@ -141,3 +141,17 @@ def test_one_command_writes_the_whole_report(tmp_path: Path) -> None:
     assert len(list((out / "continuations" / "model").glob("*.mid"))) == 2
     assert sorted(p.name for p in (out / "continuations" / "real").glob("*.mid")) == ["001-3.mid", "002-5.mid"]
     assert not [path for path in out.rglob("*") if "partial" in path.name]
+
+
+def test_a_report_of_drift_alone_has_its_table_and_its_curve(tmp_path: Path) -> None:
+    figures = {name: Interval(0.5, math.nan, math.nan) for name in trials.FIGURES}
+    rows = [
+        {"who": who, "contexts": n, "pieces": 3, "figures": figures} for who in ("composer", "model") for n in (1, 8)
+    ]
+    about = {"weights": "w", "weights_sha256": "0" * 64, "engine": "numpy", "version": "0", "command": "pulse88"}
+    report.write(tmp_path, {"about": about, "drift": rows, "remarks": ["Said in the end."]})
+    text = (tmp_path / "report.md").read_text()
+    assert "## Drift" in text and "| model | 8 | 3 | 0.50 |" in text
+    assert text.index("Said in the end.") < text.index("![drift](drift.png)")
+    assert "## Likelihood" not in text and not (tmp_path / "likelihood.png").exists()
+    assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")

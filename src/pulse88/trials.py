@@ -64,7 +64,7 @@ class Trial:
 
 
 def prompts(corpus: TokenCorpus, grid: TimeGrid, count: int, notes: int = NOTES) -> list[Prompt]:
-    """Of `count` pieces, evenly spaced over those of each source in turn that are long enough."""
+    """Of `count` pieces, evenly spaced over those that are long enough; ValueError if none is."""
     tokenizer = Tokenizer(grid)
     events = (corpus.lengths - 1) // EVENT_TOKENS
     enough = np.flatnonzero(events >= PROMPT_NOTES + 2 * LEAST_NOTES)
