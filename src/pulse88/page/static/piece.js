@@ -61,14 +61,13 @@ export class Piece extends EventTarget {
     this.begin(await seedOfId(id), name);
   }
 
-  begin({ server, readFrom, ...seed }, name, bytes = null) {
+  begin({ server, ...seed }, name, bytes = null) {
     this.clear();
     this.name = name;
     this.servers.seed = server;
     this.files.seed = bytes;
     const session = withSeed(seed);
-    const from = readFrom > 0 ? seed.notes[readFrom].onset : 0;
-    this.history.reset(readRange(session, from, session.read.to));
+    this.history.reset(readRange(session, readsFrom(seed), session.read.to));
     this.changed("piece");
   }
 
@@ -186,6 +185,8 @@ export class Piece extends EventTarget {
   async source({ parent, from, boundary }, settings) {
     const { read, seed } = this.session;
     if (parent === null) {
+      // As the server reads it by itself: it has already, if it had the time.
+      if (from === seed.notes.length && read.from === readsFrom(seed)) return { seed: await this.seedId() };
       const seedNotes = boundary > read.from ? this.readCount() : DEFAULT_SEED_NOTES;
       const start = boundary > read.from ? read.from : 0;
       const stop = from < seed.notes.length ? seed.notes[from].onset : boundary + 1;
@@ -328,6 +329,9 @@ export class Piece extends EventTarget {
     }
   }
 }
+
+/** Where the model begins to read a seed unless it is told. */
+const readsFrom = (seed) => (seed.readFrom > 0 ? seed.notes[seed.readFrom].onset : 0);
 
 /** A take as it is after a reload, when nothing is under way any more. */
 function settled(take) {
