@@ -244,6 +244,22 @@ def test_snapshots_are_bounded_in_bytes_and_in_number(puts: list[tuple[str, int,
         assert found is None or found[0] <= events
 
 
+def test_what_is_under_way_is_dropped_last() -> None:
+    snapshots = Snapshots(Limits(snapshot_bytes=50), Metrics())
+    for take in ("one", "two", "three"):
+        snapshots.put(take, take, 4, bytes(10), under_way=True)
+    snapshots.put("one", "one", 8, bytes(10), under_way=True)
+    snapshots.put("done", "done", 4, bytes(10))
+    snapshots.put("four", "four", 4, bytes(10), under_way=True)
+    assert snapshots.nearest("one", 4) is None, "an older one of a take under way can be spared"
+    snapshots.put("five", "five", 4, bytes(10), under_way=True)
+    assert snapshots.nearest("done", 4) is None
+    snapshots.finish("four")
+    snapshots.put("six", "six", 4, bytes(10), under_way=True)
+    assert snapshots.nearest("four", 4) is None
+    assert snapshots.nearest("two", 4) and snapshots.nearest("one", 8) and snapshots.size == 50
+
+
 def test_the_nearest_snapshot_is_the_latest_that_is_not_too_late() -> None:
     snapshots = Snapshots(Limits(), Metrics())
     for events in (0, 8, 16):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -44,6 +45,7 @@ class Take:
     random_seed: int
     number: int
     parent: dict[str, Any] | None = None
+    siblings: int = 1  # takes that were asked for together
     made: bytes = b""
     notes: list[list[float]] = field(default_factory=list)
     seed_ids: str | None = None  # hex, once a worker has told what was read
@@ -123,27 +125,32 @@ class Shelf(Generic[Item]):
 class Snapshots:
     """States by their owner (a take, or a seed that was read) and the number of new notes in them.
 
-    Bounded in number for each visitor and in bytes for all; the one used longest ago goes first.
+    Bounded in number for each visitor and in bytes for all. The one used longest ago goes first, but the latest ones of
+    takes under way only when there are no others: they are used in turns, so the oldest is the one needed next.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._per_visitor, self._most, self._metrics = limits.snapshots_per_visitor, limits.snapshot_bytes, metrics
         self._data: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
         self._of: dict[str, OrderedDict[tuple[str, int], None]] = {}
+        self._needed: OrderedDict[str, int] = OrderedDict()  # owners under way, and which of theirs is the latest
         self.size = 0  # bytes
 
-    def put(self, visitor: str, owner: str, events: int, data: bytes) -> None:
-        """Keeps a snapshot."""
+    def put(self, visitor: str, owner: str, events: int, data: bytes, *, under_way: bool = False) -> None:
+        """Keeps a snapshot; `under_way` until `finish`."""
         key = (owner, events)
         self._drop(key)
+        if under_way:
+            self._needed[owner] = events
+            self._needed.move_to_end(owner)
         self._data[key] = (visitor, data)
         mine = self._of.setdefault(visitor, OrderedDict())
         mine[key] = None
         self.size += len(data)
         if len(mine) > self._per_visitor:
-            self._drop(next(iter(mine)))
+            self._drop(self._least(mine))
         while self.size > self._most and self._data:
-            self._drop(next(iter(self._data)))
+            self._drop(self._least(self._data))
         self._metrics.held("snapshot_bytes", self.size)
 
     def nearest(self, owner: str, events: int) -> tuple[int, bytes] | None:
@@ -156,6 +163,20 @@ class Snapshots:
         self._data.move_to_end(key)
         self._of[visitor].move_to_end(key)
         return key[1], data
+
+    def finish(self, owner: str) -> None:
+        """The owner is under way no more."""
+        self._needed.pop(owner, None)
+
+    def _least(self, keys: Iterable[tuple[str, int]]) -> tuple[str, int]:
+        """The one that can best be spared."""
+        oldest = None
+        for key in keys:
+            if self._needed.get(key[0]) != key[1]:
+                return key
+            oldest = oldest or key
+        assert oldest is not None
+        return oldest
 
     def forget(self, owner: str) -> None:
         """Drops all of an owner."""

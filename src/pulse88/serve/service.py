@@ -51,8 +51,10 @@ class Service:
 
     async def close(self) -> None:
         """Stops whatever is under way."""
-        for task in self._background:
-            task.cancel()
+        late = [*self._background, *self._samples.values()]
+        for doing in late:
+            doing.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         await self.takes.close()
         await self.pool.close()
 
@@ -116,7 +118,9 @@ class Service:
             raise Problem(422, f"settings.seed_notes must be at most {most} with this model")
         settings["seed_notes"] = most
         random_seed = secrets.randbelow(2**32) if asked.random_seed is None else asked.random_seed
-        takes = [Take(visitor, seed, settings, random_seed, number, parent) for number in range(asked.takes)]
+        takes = [
+            Take(visitor, seed, settings, random_seed, number, parent, asked.takes) for number in range(asked.takes)
+        ]
         self.takes.begin(takes, sink)
         return takes
 

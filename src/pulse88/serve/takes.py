@@ -128,12 +128,19 @@ class _Playing:
         self._owner = take.id if aloud else f"{take.id}.{candidate}"
         self._number = take.number * take.settings["best_of"] + candidate
         self._asked_at = time.monotonic()
+        self._is_shared = take.settings["best_of"] > 1 or take.siblings > 1
         self.made = b""
         self.notes: list[list[float]] = []
         self.seconds = 0.0
 
     async def play(self) -> str:
         """Plays to the end; why it ended."""
+        try:
+            return await self._play()
+        finally:
+            self._memory.snapshots.finish(self._owner)
+
+    async def _play(self) -> str:
         take = self._take
         while True:
             first = len(self.made) == 0
@@ -146,7 +153,8 @@ class _Playing:
             assert events_of(self.made) == head["notes"], "a note was lost on its way"
             self.seconds = head["seconds"]
             if here:
-                self._memory.snapshots.put(take.visitor, self._owner, events_of(self.made), here)
+                over = head["reason"] != "turn"
+                self._memory.snapshots.put(take.visitor, self._owner, events_of(self.made), here, under_way=not over)
                 worker.latest = self._place
             self._sink(
                 {
@@ -204,7 +212,8 @@ class _Playing:
             "made": self.made.hex(),
             "most_notes": self._limits.first_notes if busy and not made else self._limits.new_notes,
             "most_seconds": self._limits.slice_seconds if busy else self._limits.longest_slice_seconds,
-            "share": self._memory.snapshots.nearest(reading(take), 0) is None,
+            # What has read the seed alone is kept for other takes of it, unless many wait: it is as large as the take.
+            "share": (self._is_shared or not busy) and self._memory.snapshots.nearest(reading(take), 0) is None,
             "keep": self._aloud,
         }
         return head, [take.seed.midi, snapshot]
