@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from made_data import make_data
 from pulse88.shards import (
     COLUMNS,
     ShardError,
@@ -224,3 +225,51 @@ def test_damage_in_the_originals_form_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('[{"md5": "x"}]')
     with pytest.raises(ShardError, match=r"manifest\.json: no 'source_path'"):
         read_manifest(tmp_path)
+
+
+# ---------------------------------------------------------------- found by feeding damaged files
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shard": 3}, "shard is 3"),
+        ({"length": None}, "length is None"),
+        ({"offset": "0"}, "offset is '0'"),
+        ({"offset": -4}, "tokens from -4 on"),
+        ({"length": 0}, "0 tokens from"),
+        ({"length": True}, "length is True"),
+    ],
+)
+def test_a_manifest_that_says_no_place_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["pieces"][0] |= change
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=rf"manifest\.json: made/0: .*{words}"):
+        read_split(data, "train")
+
+
+@pytest.mark.parametrize("pieces", [{}, 3, [[]], ["a"]])
+def test_pieces_that_are_no_list_of_objects_are_refused(pieces: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps(manifest | {"pieces": pieces}))
+    with pytest.raises(ShardError, match=r"manifest\.json: its pieces are no list of objects"):
+        read_split(data, "train")
+
+
+def test_members_of_an_npz_that_are_encrypted_strange_or_no_arrays_are_refused(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    shard = data / "shard-00000.npz"
+    good = shard.read_bytes()
+    entry = good.rindex(b"PK\x01\x02")  # of the zip's directory: version, flags and method stand 6, 8 and 10 bytes in
+    for place, value in ((6, 128), (8, 1), (10, 97)):
+        shard.write_bytes(good[: entry + place] + bytes([value]) + good[entry + place + 1 :])
+        with pytest.raises(ShardError, match=r"shard-00000\.npz"):
+            read_split(data, "train")
+    magic = good.index(b"\x93NUMPY")
+    with zipfile.ZipFile(shard, "w") as archive:
+        archive.writestr("tokens.npy", b"no array" + good[magic:])
+    with pytest.raises(ShardError, match="tokens is no array"):
+        read_split(data, "train")

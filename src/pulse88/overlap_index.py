@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pulse88.duplicates import SHINGLE_NOTES, TOGETHER, shingles, tells
-from pulse88.shards import write_npz
+from pulse88.shards import read_npz, write_npz
 
 FORMAT = 1
 EVERY = 44  # successive shingles of which the smallest is kept, unless asked otherwise
@@ -209,21 +208,21 @@ class OverlapIndex:
     @classmethod
     def read(cls, path: Path) -> OverlapIndex:
         """Reads `write` back; OverlapIndexError if the file is something else, FileNotFoundError if there is none."""
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such index: make one with `pulse88 index DATA`")
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                header = json.loads(lzma.decompress(arrays["header"].tobytes()))
-                if header["format"] != FORMAT:
-                    raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
-                counts = np.array(header["counts"], np.int64)
-                gaps, seconds = (
-                    np.frombuffer(lzma.decompress(arrays[name].tobytes()), np.uint8) for name in ("gaps", "seconds")
-                )
-                if len(counts) != len(header["names"]) or not counts.sum() == len(gaps) == len(seconds):
-                    raise ValueError("its parts don't fit together")
-                seeds = _from_bits(arrays["seeds"], len(gaps))
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, lzma.LZMAError, zipfile.BadZipFile) as error:
+            arrays = read_npz(path, ("header", "seeds", "gaps", "seconds"))
+            header = json.loads(lzma.decompress(arrays["header"].tobytes()))
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
+            counts = np.array(header["counts"], np.int64)
+            gaps, seconds = (
+                np.frombuffer(lzma.decompress(arrays[name].tobytes()), np.uint8) for name in ("gaps", "seconds")
+            )
+            if len(counts) != len(header["names"]) or not counts.sum() == len(gaps) == len(seconds):
+                raise ValueError("its parts don't fit together")
+            seeds = _from_bits(arrays["seeds"], len(gaps))
+        except (ValueError, KeyError, TypeError, EOFError, lzma.LZMAError) as error:
             raise OverlapIndexError(f"{path}: no index ({error}); make one with `pulse88 index DATA`") from error
         return cls(tuple(header["names"]), counts, seeds, gaps, seconds, header["every"], header["about"])
 

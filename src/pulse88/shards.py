@@ -33,6 +33,10 @@ from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, LOWEST_PITCH, SIZ
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest and the shards
 SHARD_TOKENS = 2**24  # tokens from which on a new shard begins
+_DAMAGES = (  # what numpy and zipfile raise for damaged files
+    *(OSError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError, MemoryError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _BEGINNING_OF_ZIP = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 COLUMNS: dict[str, Any] = {  # of a shard, one value a note
     "onsets": np.float64,
@@ -162,7 +166,9 @@ def read_manifest(data: Path) -> dict[str, Any]:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(manifest, list):
             manifest = published_form.as_manifest(data, manifest)
-        manifest["time_grid"], manifest["pieces"]
+        manifest["time_grid"]
+        if not isinstance(manifest["pieces"], list) or not all(isinstance(piece, dict) for piece in manifest["pieces"]):
+            raise ValueError("its pieces are no list of objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"no {error}" if isinstance(error, KeyError) else error
         raise ShardError(f"{path}: {problem}; make the data again with `pulse88 prepare`") from error
@@ -180,7 +186,7 @@ def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
     With `max_pieces` above 0 at most so many, drawn by the hashes of their names.
     """
     manifest = read_manifest(data)
-    pieces = [piece for piece in manifest["pieces"] if piece["split"] == split]
+    pieces = [piece for piece in manifest["pieces"] if piece.get("split") == split]
     if not pieces:
         raise ShardError(f"{data / MANIFEST}: no piece of split {split!r}; prepare some, or name another split")
     if 0 < max_pieces < len(pieces):
@@ -188,6 +194,8 @@ def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
         pieces = [pieces[i] for i in sorted(drawn[:max_pieces])]
     name, shard, tokens = "", np.zeros(0, np.uint8), []
     for piece in pieces:
+        if problem := _problem(piece):
+            raise ShardError(f"{data / MANIFEST}: {piece.get('name', 'a piece')}: {problem}; make the data again")
         if piece["shard"] != name:
             name, shard = piece["shard"], _tokens(data / piece["shard"])
         if piece["offset"] + piece["length"] > len(shard):
@@ -199,6 +207,16 @@ def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
         tuple(piece["name"] for piece in pieces),
         TimeGrid.from_json(json.dumps(manifest["time_grid"])),
     )
+
+
+def _problem(piece: Mapping[str, Any]) -> str:
+    """What keeps a piece of a manifest from being found; empty if nothing does."""
+    for name, kind in (("name", str), ("shard", str), ("offset", int), ("length", int)):
+        if type(piece.get(name)) is not kind:
+            return f"{name} is {piece.get(name)!r}"
+    if piece["offset"] < 0 or piece["length"] < 1:
+        return f"{piece['length']} tokens from {piece['offset']} on"
+    return ""
 
 
 def read_notes(data: Path, shard: str) -> dict[str, NDArray]:
@@ -230,8 +248,19 @@ def _tokens(path: Path) -> NDArray[np.uint8]:
 def _arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
     """Those of the named arrays that a file has."""
     try:
+        return read_npz(path, names)
+    except ValueError as error:
+        raise ShardError(f"{error}; make the data again with `pulse88 prepare`") from error
+
+
+def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
+    """Those of the named arrays that a file has; ValueError, naming it, for whatever is wrong with it. No pickle."""
+    try:
         # numpy leaves a file open that it opened itself and that turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names if name in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ShardError(f"{path}: {error}; make the data again with `pulse88 prepare`") from error
+            found = {name: arrays[name] for name in names if name in arrays.files}
+    except _DAMAGES as error:
+        raise ValueError(f"{path}: {error}") from error
+    if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{path}: {', '.join(others)} is no array")
+    return found
