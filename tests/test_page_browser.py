@@ -189,6 +189,16 @@ def test_several_takes_at_once_and_stopping(visit: Callable[..., Visit]) -> None
     new = musician("pulse88.piece.take(pulse88.piece.session.selected)")
     assert new["parent"] == takes[0]["id"] and new["from"] == 4 + len(one)
     assert musician("pulse88.piece.notes[pulse88.piece.session.selected].length") > 0
+    # And without the file from the notes.
+    last = musician("pulse88.piece.session.selected")
+    heard = musician("pulse88.piece.heard().notes.length")
+    forgotten = musician(
+        "(id) => { delete pulse88.piece.files.takes[id]; return pulse88.piece.servers.takes[id]; }", last
+    )
+    assert musician("(id) => fetch(`/v1/takes/${id}`, { method: 'DELETE' }).then((r) => r.status)", forgotten) == 204
+    musician.page.keyboard.press("c")
+    musician.until("pulse88.piece.session.order.length === 4 && !pulse88.piece.isMaking")
+    assert musician("pulse88.piece.heard().notes.length") > heard
 
 
 def test_the_range_on_the_seed_says_what_is_read(visit: Callable[..., Visit]) -> None:

@@ -218,7 +218,10 @@ function showSeedWord() {
   const inside = all ? "the model reads all" : `the model reads ${reads.toLocaleString("en")}, ${clock(read.from)} to ${clock(read.to)}`;
   byId("seed-facts").textContent = `${count(seed.notes.length, "note")}; ${inside}`;
   byId("seed-details").hidden = !seed.remarks.length;
-  byId("seed-remarks").replaceChildren(...seed.remarks.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  const changes = seed.remarks.length - 1; // behind the line that says what the file is
+  byId("seed-summary").textContent = changes > 0 ? `What was read, with ${count(changes, "remark")}` : "What was read";
+  const item = (text) => Object.assign(document.createElement("li"), { textContent: api.sentence({ detail: text }) });
+  byId("seed-remarks").replaceChildren(...seed.remarks.map(item));
 }
 
 function showState() {
@@ -607,6 +610,7 @@ function listen() {
   player.addEventListener("held", () => status(stateWord(piece.isMaking)));
   player.addEventListener("seek", () => live.mode || showPosition());
   player.addEventListener("ended", () => showPosition());
+  document.addEventListener("visibilitychange", () => document.hidden && piece.save());
 }
 
 async function start() {

@@ -6,17 +6,19 @@ import { addTake, branchAtEnd, changeTake, emptySession, History, insertNote, li
 import { readRange, removeTake, select, withSeed } from "./tree.js";
 
 const DEFAULT_SEED_NOTES = 128;
-const SAVE_AFTER = 300; // milliseconds without a further change
+const SAVE_AFTER = 400; // milliseconds, in which further changes may come
 
 export class Piece extends EventTarget {
   constructor() {
     super();
     this.limits = { seed_notes: 511 };
     this.runs = new Set();
+    this.saving = null;
     this.clear();
   }
 
   clear() {
+    if (this.saving) this.save();
     this.stop();
     this.id = crypto.randomUUID();
     this.name = "";
@@ -234,9 +236,10 @@ export class Piece extends EventTarget {
     this.servers.takes[id] = event.take;
     if (event.type === "queued") this.amend(id, { waiting: event.position });
     else if (event.type === "begun") {
-      this.amend(id, { state: "making", waiting: 0, randomSeed: event.random_seed, key: event.key, remarks: event.remarks ?? [] });
+      this.amend(id, { state: "making", waiting: 0, randomSeed: event.random_seed, key: event.key, remarks: this.news(event.remarks ?? []) });
     } else if (event.type === "note") {
       insertNote(this.notes[id], noteFrom(event.note));
+      this.saveSoon();
       this.dispatchEvent(new CustomEvent("notes", { detail: { id, run, first: event.index === 0 } }));
     } else if (event.type === "progress") this.amend(id, { share: event.share, candidate: event.candidate }, "progress");
     else if (event.type === "done") {
@@ -246,6 +249,11 @@ export class Piece extends EventTarget {
       this.amend(id, { state: "failed" });
       this.dispatchEvent(new CustomEvent("problem", { detail: event.problem.detail ?? event.problem.title }));
     }
+  }
+
+  /** Remarks that the seed hasn't got already. */
+  news(remarks) {
+    return remarks.filter((remark) => !this.session.seed.remarks.includes(remark));
   }
 
   amend(id, change, told = "session") {
@@ -305,8 +313,11 @@ export class Piece extends EventTarget {
 
   changed(what) {
     this.tell(what);
-    clearTimeout(this.saving);
-    this.saving = setTimeout(() => this.save(), SAVE_AFTER);
+    this.saveSoon();
+  }
+
+  saveSoon() {
+    this.saving ??= setTimeout(() => this.save(), SAVE_AFTER);
   }
 
   tell(what) {
@@ -314,6 +325,8 @@ export class Piece extends EventTarget {
   }
 
   async save() {
+    clearTimeout(this.saving);
+    this.saving = null;
     if (!this.session.seed) return;
     const { id, name, session, servers } = this;
     const mine = (all) => Object.fromEntries(Object.entries(all).filter(([key]) => session.takes[key]));
