@@ -25,7 +25,9 @@ class BuildLibrary(build_ext):
         kind = self.compiler.compiler_type
         if kind != "msvc":
             # Errors of mathematical functions are never asked for; without this, square roots become calls.
-            ext.extra_compile_args += ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+            ext.extra_compile_args += ["-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+            if "-fsanitize" not in os.environ.get("CFLAGS", ""):
+                ext.extra_compile_args += ["-O3", "-g0"]
         if kind == "mingw32":
             # On 64-bit Windows GCC doesn't align vectors on the stack, but stores them as if it did.
             ext.extra_compile_args += ["-Wa,-muse-unaligned-vector-move"]

@@ -10,7 +10,7 @@ KERNELS = ("baseline", "avx2", "avx512", "avx512vnni")  # in the order of the li
 PAGE = 16  # tokens between two rewritings of a GDN memory
 KEYS = 64  # keys side by side in the cache
 FLOATS, WORDS, BYTES = range(3)  # forms of packed weights
-PLAN_SIZES = (22, 23)  # values of a plan's head and of one of its mixers
+PLAN_SIZES = (23, 23)  # values of a plan's head and of one of its mixers
 
 
 class Sequence(ctypes.Structure):

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pulse88.config import ModelConfig
 from pulse88.engine.layout import mixers
 from pulse88.engine.library import KERNELS, KEYS, PAGE, Call, Sequence, kernels, library
-from pulse88.engine.native_state import Cache, Floats, Loan, NativeState, Pool, Strand
-from pulse88.engine.plan import plan_of
+from pulse88.engine.native_state import Cache, Floats, Kept, Loan, NativeState, Pool, Strand
+from pulse88.engine.plan import kept_type, plan_of
 from pulse88.engine.state import Claims, checked_count, checked_ids, checked_position, checked_single
 from pulse88.engine.weights import Weights
 
@@ -37,7 +36,7 @@ class NativeEngine:
         self.kernel = kernels()[-1] if kernel is None else kernel
         if self.kernel not in kernels():
             raise ValueError(f"this machine doesn't run the kernel {kernel!r}, it runs {', '.join(kernels())}")
-        self._source = weights
+        self._source, self._kept = weights, kept_type(weights)
         self._plan, self._weights = plan_of(weights, library().p88_form(KERNELS.index(self.kernel)))
         if not library().p88_check(self._plan.ctypes.data, self._plan.size, self._weights.size):
             raise ValueError("the native engine can't compute a model of this shape: use numpy")
@@ -56,7 +55,7 @@ class NativeEngine:
         loans = self._memory(), self._rows(), self._tails()
         for loan in loans:
             loan.array[...] = 0
-        strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._gqa_count, 0, 0))
+        strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._kept, self._gqa_count, 0, 0))
         return NativeState(self.config, (strand,) * batch)
 
     def _memory(self) -> Loan:
@@ -73,7 +72,7 @@ class NativeEngine:
     def forward(
         self, ids: ArrayLike, state: NativeState, *, last_only: bool = False
     ) -> tuple[NDArray[np.float32], NativeState]:
-        _require_own(state, self.config)
+        self._own(state)
         ids_BT = np.ascontiguousarray(checked_ids(ids, state, self.config), np.int64)
         tokens, step = ids_BT.shape[1], max(1, ROWS // state.batch)
         logits: list[Floats] = []
@@ -127,40 +126,48 @@ class NativeEngine:
             common, capacity = length // KEYS * KEYS, needed - length // KEYS * KEYS + KEYS
             prefix, begin = cache, common
         capacity = -(-min(self.config.max_positions - begin, capacity) // KEYS) * KEYS
-        grown = Cache(self.config, self._gqa_count, capacity, needed - common)
+        grown = Cache(self.config, self._kept, self._gqa_count, capacity, needed - common)
         grown.fill(cache, common, length)
         return grown, prefix, begin
 
     def fork(self, state: NativeState, count: int) -> NativeState:
         """Forks share the memory until the page ends, and the keys and values of the past for good."""
-        _require_own(state, self.config)
+        self._own(state)
         return NativeState(self.config, state.strands * checked_count(state, count))
 
     def join(self, states: Iterable[NativeState]) -> NativeState:
         """The sequences of several states side by side; they may stand at different positions."""
-        strands = tuple(strand for state in states for strand in _require_own(state, self.config).strands)
+        strands = tuple(strand for state in states for strand in self._own(state).strands)
         if not strands:
             raise ValueError("there are no states to join")
         return NativeState(self.config, strands)
 
     def split(self, state: NativeState) -> list[NativeState]:
         """A batch's sequences, each as a state."""
-        return [NativeState(self.config, (strand,)) for strand in _require_own(state, self.config).strands]
+        return [NativeState(self.config, (strand,)) for strand in self._own(state).strands]
 
-    def freeze(self, state: NativeState) -> Mapping[str, Floats]:
-        _require_own(state, self.config)
+    def freeze(self, state: NativeState) -> Mapping[str, Kept]:
+        self._own(state)
         checked_single(state)
         return state.strands[0].frozen(self.config)
 
-    def thaw(self, arrays: Mapping[str, Floats], position: int) -> NativeState:
+    def thaw(self, arrays: Mapping[str, Kept], position: int) -> NativeState:
         checked_position(position, self.config)
         # Room for the tokens to come, as if the state had grown here.
         capacity = -(-min(self.config.max_positions, position + KEYS) // KEYS) * KEYS
-        cache = Cache(self.config, self._gqa_count, capacity, position)
+        cache = Cache(self.config, self._kept, self._gqa_count, capacity, position)
         loans = self._memory(), self._rows(), self._tails()
         strand = Strand(position, *loans, Claims(position % PAGE, PAGE), cache)
         strand.fill(self.config, arrays)
         return NativeState(self.config, (strand,))
+
+    def _own(self, state: NativeState) -> NativeState:
+        """The state, whose arrays have the shapes that the library takes them to have."""
+        if not isinstance(state, NativeState):
+            raise TypeError(f"a state of the native engine is needed, not {type(state).__name__}")
+        if state.config != self.config or any(strand.cache.kept != self._kept for strand in state.strands):
+            raise ValueError("the state is of a model of another shape or precision")
+        return state
 
 
 def _sequence(before: Strand, after: Strand) -> Sequence:
@@ -171,12 +178,3 @@ def _sequence(before: Strand, after: Strand) -> Sequence:
         *(loan.address for loan in loans),
         *(*prefix.addresses, *after.cache.addresses),
     )
-
-
-def _require_own(state: NativeState, config: ModelConfig) -> NativeState:
-    """A state's arrays have the shapes of its engine's model, or the library would read past their ends."""
-    if not isinstance(state, NativeState):
-        raise TypeError(f"a state of the native engine is needed, not {type(state).__name__}")
-    if state.config != config:
-        raise ValueError("the state is of a model of another shape")
-    return state

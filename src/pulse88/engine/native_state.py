@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from pulse88.engine.plan import aligned_bytes
 from pulse88.engine.state import Claims, checked_arrays
 
 Floats = NDArray[np.float32]
+Kept = NDArray[np.floating]  # float32 or float16
 
 
 class Pool:
@@ -65,11 +67,11 @@ class Loan:
 class Cache:
     """Keys and values of all attention blocks, shared by the states that grew from one another."""
 
-    def __init__(self, config: ModelConfig, blocks: int, capacity: int, used: int) -> None:
+    def __init__(self, config: ModelConfig, kept: np.dtype[Any], blocks: int, capacity: int, used: int) -> None:
         shape = (blocks, config.gqa_kv_heads)
-        self.capacity = capacity  # a multiple of KEYS
-        self.keys_AGNE: Floats = np.zeros((*shape, capacity // KEYS, config.gqa_head_dim, KEYS), np.float32)
-        self.values_AGNE: Floats = np.zeros((*shape, capacity, config.gqa_head_dim), np.float32)
+        self.kept, self.capacity = kept, capacity  # a multiple of KEYS
+        self.keys_AGNE: Kept = np.zeros((*shape, capacity // KEYS, config.gqa_head_dim, KEYS), kept)
+        self.values_AGNE: Kept = np.zeros((*shape, capacity, config.gqa_head_dim), kept)
         self.addresses: tuple[int, int] = self.keys_AGNE.ctypes.data, self.values_AGNE.ctypes.data
         self.claims = Claims(used, capacity)
 
@@ -79,7 +81,7 @@ class Cache:
         self.keys_AGNE[:, :, : blocks.stop - blocks.start] = other.keys_AGNE[:, :, blocks]
         self.values_AGNE[:, :, : stop - start] = other.values_AGNE[:, :, start:stop]
 
-    def write(self, keys_AGNE: Floats, values_AGNE: Floats) -> None:
+    def write(self, keys_AGNE: Kept, values_AGNE: Kept) -> None:
         """Writes the first positions."""
         length = values_AGNE.shape[2]
         padded = np.pad(keys_AGNE, [(0, 0), (0, 0), (0, -length % KEYS), (0, 0)])
@@ -88,7 +90,7 @@ class Cache:
         self.keys_AGNE[:, :, :blocks] = split.swapaxes(-1, -2)
         self.values_AGNE[:, :, :length] = values_AGNE
 
-    def rows(self, length: int) -> tuple[Floats, Floats]:
+    def rows(self, length: int) -> tuple[Kept, Kept]:
         """The first keys and values, each [A, G, length, E]."""
         keys_AGNE = self.keys_AGNE.swapaxes(-1, -2).reshape(self.values_AGNE.shape)
         return keys_AGNE[:, :, :length], self.values_AGNE[:, :, :length]
@@ -107,7 +109,7 @@ class Strand:
     prefix: Cache | None = None  # the first keys and values, where they are another's
     prefix_length: int = 0  # a multiple of KEYS; the cache begins after it
 
-    def keys_values(self) -> tuple[Floats, Floats]:
+    def keys_values(self) -> tuple[Kept, Kept]:
         """Of all attention blocks, each [A, G, position, E]."""
         keys, values = self.cache.rows(self.position - self.prefix_length)
         if self.prefix is not None:
@@ -136,17 +138,17 @@ class Strand:
             memory_MHKV += (keys * np.exp(since[:, :, 1:])[..., None]).swapaxes(-1, -2) @ errors
         return memory_MHKV
 
-    def frozen(self, c: ModelConfig) -> dict[str, Floats]:
+    def frozen(self, c: ModelConfig) -> dict[str, Kept]:
         """Arrays from which `fill` makes the state again; all but keys and values are views."""
-        arrays = {"memory": self.memory_MHKV.array, "tail": self.tails_MTW.array}
+        arrays: dict[str, Kept] = {"memory": self.memory_MHKV.array, "tail": self.tails_MTW.array}
         arrays |= zip(("page.keys", "page.errors", "page.decays"), self.page(c), strict=True)
         arrays |= zip(("keys", "values"), self.keys_values(), strict=True)
         return arrays
 
-    def fill(self, c: ModelConfig, arrays: Mapping[str, Floats]) -> None:
+    def fill(self, c: ModelConfig, arrays: Mapping[str, Kept]) -> None:
         """Writes what was frozen into a state of the same position that nobody else has; ValueError if it won't fit."""
         own = self.frozen(c)
-        checked_arrays(arrays, {name: array.shape for name, array in own.items()}, np.float32)
+        checked_arrays(arrays, {name: (array.shape, array.dtype) for name, array in own.items()})
         self.cache.write(arrays["keys"], arrays["values"])
         for name in own.keys() - {"keys", "values"}:
             own[name][...] = arrays[name]
@@ -173,7 +175,8 @@ class NativeState:
             for arrays in zip(*((s.memory(self.config), s.tails_MTW.array) for s in self.strands), strict=True)
         )
         keys, values = (
-            np.stack(arrays, axis=1) for arrays in zip(*(s.keys_values() for s in self.strands), strict=True)
+            np.stack(arrays, axis=1).astype(np.float32)
+            for arrays in zip(*(s.keys_values() for s in self.strands), strict=True)
         )
         arrays: dict[str, Floats] = {}
         count = {"gdn": 0, "gqa": 0}

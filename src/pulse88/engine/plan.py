@@ -27,6 +27,11 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
     return block[start : start + size]
 
 
+def kept_type(weights: Weights) -> np.dtype[Any]:
+    """Of the keys and values in the cache: half precision beside int8 weights, whose rounding is far coarser."""
+    return np.dtype(np.float16 if weights.quantised else np.float32)
+
+
 class _Block:
     """Gives every array its place in one block of weights; the arrays are made when the block is."""
 
@@ -111,7 +116,7 @@ def plan_of(weights: Weights, form: int) -> tuple[NDArray[np.int64], NDArray[np.
     plan = [
         *(c.vocab_size, c.d_model, c.max_positions, c.gdn_inner_dim),
         *(c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim, c.conv_size),
-        *(c.gqa_num_heads, c.gqa_kv_heads, c.gqa_head_dim, len(rows)),
+        *(c.gqa_num_heads, c.gqa_kv_heads, c.gqa_head_dim, kept_type(weights).itemsize, len(rows)),
         block.floats([c.norm_eps, c.output_logit_scale]),
         block.tensor("token_embedding.weight"),
         block.tensor("position_embedding.weight"),

@@ -323,7 +323,8 @@ class NumpyEngine:
         for name in expected:
             if name.endswith((".keys", ".values")):
                 expected[name] = (*expected[name][:2], position, expected[name][3])
-        checked_arrays(arrays, expected, self._tokens_VD.dtype)
+        dtype = self._tokens_VD.dtype
+        checked_arrays(arrays, {name: (shape, dtype) for name, shape in expected.items()})
         for name, mixer in empty.mixers.items():
             if isinstance(mixer, GdnState):
                 mixers[name] = GdnState(arrays[f"{name}.memory"].copy(), arrays[f"{name}.tail"].copy())

@@ -128,11 +128,11 @@ def checked_position(position: int, config: ModelConfig) -> None:
         raise ValueError(f"a state has seen 0 to {config.max_positions} tokens, not {position}")
 
 
-def checked_arrays(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]], dtype: Any) -> None:
+def checked_arrays(arrays: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
     """ValueError unless the arrays are those that are expected, by name, shape and dtype, with finite values."""
     if odd := sorted(arrays.keys() ^ expected.keys()):
         raise ValueError(f"the state's arrays are not this model's: {', '.join(odd)}")
-    for name, shape in expected.items():
+    for name, (shape, dtype) in expected.items():
         array = arrays[name]
         if array.shape != shape or array.dtype != dtype:
             found = f"{array.dtype} {list(array.shape)}"

@@ -238,17 +238,19 @@ static void attend(const Model *m, const Call *call, int64_t gqa, int64_t g, int
     const int64_t E = m->head_dim, shared = m->q_heads / m->kv_heads, ldq = qkv_floats(m), T = call->tokens;
     const Sequence *q = call->sequences + b;
     const int64_t lds = scores_floats(m), prefix = q->prefix;
-    const float *prefix_keys = q->prefix_keys + (gqa * m->kv_heads + g) * q->prefix_capacity * E;
-    const float *prefix_values = q->prefix_values + (gqa * m->kv_heads + g) * q->prefix_capacity * E;
-    float *keys = q->keys + (gqa * m->kv_heads + g) * q->capacity * E;
-    float *values = q->values + (gqa * m->kv_heads + g) * q->capacity * E;
+    const int64_t bytes = m->kept_bytes, each = E * bytes;
+    const uint8_t *prefix_keys = q->prefix_keys + (gqa * m->kv_heads + g) * q->prefix_capacity * each;
+    const uint8_t *prefix_values = q->prefix_values + (gqa * m->kv_heads + g) * q->prefix_capacity * each;
+    uint8_t *keys = q->keys + (gqa * m->kv_heads + g) * q->capacity * each;
+    uint8_t *values = q->values + (gqa * m->kv_heads + g) * q->capacity * each;
     float *qkv = s->core + b * T * ldq, *mixed = s->mixed + b * T * m->width;
     for (int64_t t = 0; t < T; t++) {
         const int64_t at = q->position + t - prefix;
         const float *k = qkv + t * ldq + m->width + g * E, *v = k + m->kv_heads * E;
-        float *column = keys + at / KEYS * KEYS * E + at % KEYS;
-        for (int64_t e = 0; e < E; e++) column[e * KEYS] = k[e];
-        memcpy(values + at * E, v, (size_t)E * sizeof(float));
+        for (int64_t e = 0; e < E; e++) {
+            keep(bytes, keys, at / KEYS * KEYS * E + e * KEYS + at % KEYS, k[e]);
+            keep(bytes, values, at * E + e, v[e]);
+        }
     }
     for (int64_t start = 0; start < T; start += TILE) {
         const int64_t tile = T - start < TILE ? T - start : TILE, rows = tile * shared;
@@ -257,15 +259,16 @@ static void attend(const Model *m, const Call *call, int64_t gqa, int64_t g, int
             memcpy(s->tile_in + t * shared * E, qkv + (start + t) * ldq + g * shared * E,
                    (size_t)(shared * E) * sizeof(float));
         for (int64_t key = 0; key < seen; key += KEYS)
-            product(rows, s->tile_in, E, key < prefix ? prefix_keys + key * E : keys + (key - prefix) * E, KEYS, E,
-                    s->scores + key, lds, KEYS);
+            kept_product(bytes, 0, rows, s->tile_in, E,
+                         key < prefix ? prefix_keys + key * each : keys + (key - prefix) * each, KEYS, E,
+                         s->scores + key, lds, KEYS);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t visible = seen - tile + r / shared + 1;
             softmax(s->scores + r * lds, visible);
             for (int64_t i = visible; i < seen; i++) s->scores[r * lds + i] = 0;
         }
-        if (prefix) product(rows, s->scores, lds, prefix_values, E, prefix, s->tile_out, E, E);
-        add_product(prefix > 0, rows, s->scores + prefix, lds, values, E, seen - prefix, s->tile_out, E, E);
+        if (prefix) kept_product(bytes, 0, rows, s->scores, lds, prefix_values, E, prefix, s->tile_out, E, E);
+        kept_product(bytes, prefix > 0, rows, s->scores + prefix, lds, values, E, seen - prefix, s->tile_out, E, E);
         for (int64_t t = 0; t < tile; t++)
             memcpy(mixed + (start + t) * m->width + g * shared * E, s->tile_out + t * shared * E,
                    (size_t)(shared * E) * sizeof(float));

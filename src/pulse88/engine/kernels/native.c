@@ -2,6 +2,9 @@
 #include "native.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
@@ -25,12 +28,19 @@ EXPORT int64_t p88_size_of(int64_t what) {
     }
 }
 
+#if defined(__x86_64__)
+static int has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 /* Whether this machine runs a kernel. */
 EXPORT int p88_runs(int kernel) {
     if (kernel == BASELINE) return 1;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (kernel == AVX2) return has_avx2;
     const int has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                            __builtin_cpu_supports("avx512vl");
@@ -107,6 +117,7 @@ EXPORT int p88_check(const int64_t *plan, int64_t count, int64_t bytes) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (sizes[i] <= 0 || sizes[i] > limit) return 0;
     if (m->conv > LARGEST_CONV || m->heads > LARGEST_HEADS) return 0;
+    if (m->kept_bytes != 2 && m->kept_bytes != 4) return 0;
     if (m->q_heads % m->kv_heads || m->q_heads * m->head_dim != m->width || m->head_dim % 2) return 0;
     const int64_t keys = m->heads * m->key, values = m->heads * m->value;
     const int64_t shared = m->kv_heads * m->head_dim;

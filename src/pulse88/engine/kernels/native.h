@@ -39,6 +39,7 @@ typedef struct {
 typedef struct {
     int64_t vocabulary, width, positions, inner, heads, key, value, conv;
     int64_t q_heads, kv_heads, head_dim;
+    int64_t kept_bytes; /* of one key or value in the cache: 4, or 2 for half precision */
     int64_t mixers;
     int64_t reals;           /* floats: norm eps, logit scale */
     int64_t tokens_table;    /* [vocabulary, D] */
@@ -58,7 +59,7 @@ typedef struct {
  * and new rows.
  *
  * The state of the GQA mixers a is `keys` [a, kv_heads, capacity / KEYS, head_dim, KEYS] and `values` [a, kv_heads,
- * capacity, head_dim], of which the rows from `position` on are written. The first `prefix` rows, a multiple of KEYS,
+ * capacity, head_dim], float or half, of which the rows from `position` on are written. The first `prefix` rows, a multiple of KEYS,
  * may be another's: they stand in `prefix_keys` and `prefix_values`, and `keys` and `values` begin after them.
  */
 typedef struct {
@@ -66,8 +67,8 @@ typedef struct {
     int64_t capacity, prefix, prefix_capacity; /* rows */
     const float *old_memory, *old_rows, *old_tails;
     float *memory, *rows, *tails;
-    const float *prefix_keys, *prefix_values;
-    float *keys, *values;
+    const uint8_t *prefix_keys, *prefix_values;
+    uint8_t *keys, *values;
 } Sequence;
 
 /* One forward pass of M rows: T tokens of each of B sequences, which may stand at different positions. */

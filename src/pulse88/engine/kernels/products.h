@@ -2,9 +2,10 @@
  *
  * Every output is one sum in the order of the inputs, so it is the same however many rows there are.
  */
-#if defined(VNNI)
+#if defined(F16C)
 #include <immintrin.h>
 #endif
+#include <math.h>
 #include <string.h>
 
 #include "native.h"
@@ -78,17 +79,53 @@ INLINE vf silu_of(vf x) { return x / (exp_of(-x) + 1.0f); }
 enum { AHEAD = 8192 };   /* bytes that the next weights are asked for in advance */
 enum { FEW_ROWS = 16 }; /* up to here int8 weights are made floats on the way, beyond it once for all rows */
 
+/* A float rounded to half precision; what is too large becomes infinite, which the logits will show. */
+static inline uint16_t to_half(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000;
+    if (!(fabsf(x) < 65520.0f)) return (uint16_t)(sign | (x == x ? 0x7c00 : 0x7e00));
+    const float size = fabsf(x) * 0x1p-112f; /* now its exponent is that of a half */
+    memcpy(&bits, &size, sizeof bits);
+    return (uint16_t)(sign | (bits + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+INLINE vf load_half(const uint16_t *p) {
+#if defined(F16C) && LANES == 16
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(F16C)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    typedef uint16_t vh __attribute__((vector_size(2 * L)));
+    vh half;
+    memcpy(&half, p, sizeof half);
+    const vu bits = __builtin_convertvector(half, vu);
+    const vu special = (vu)((bits & 0x7c00) == 0x7c00) & 0x7f800000; /* infinite, or no number */
+    return (vf)((vu)((vf)((bits & 0x7fff) << 13) * 0x1p112f) | special | (bits & 0x8000) << 16);
+#endif
+}
+
+/* L weights, floats or halves, from the index on. */
+INLINE vf load_kind(const int half, const void *w, int64_t index) {
+    return half ? load_half((const uint16_t *)w + index) : load((const float *)w + index);
+}
+INLINE vf load_part_kind(const int half, const void *w, int64_t index, int64_t n) {
+    if (n >= L || !half) return half ? load_kind(half, w, index) : load_part((const float *)w + index, n);
+    uint16_t part[L] = {0};
+    memcpy(part, (const uint16_t *)w + index, (size_t)n * 2);
+    return load_half(part);
+}
+
 /* y[m][n] = y[m][n] or 0, plus the sum over k of x[m][k] * w[k][n], for M rows and N vectors of columns. */
-INLINE void block(const int M, const int N, int add, const float *x, int64_t ldx, const float *w, int64_t ldw,
-                  int64_t k_size, float *y, int64_t ldy) {
+INLINE void block(const int half, const int M, const int N, int add, const float *x, int64_t ldx, const void *w,
+                  int64_t ldw, int64_t k_size, float *y, int64_t ldy) {
     vf acc[6][10];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) acc[m][n] = add ? load(y + m * ldy + n * L) : (vf){0};
     for (int64_t k = 0; k < k_size; k++) {
         vf row[10];
         for (int n = 0; n < N; n++) {
-            row[n] = load(w + k * ldw + n * L);
-            if (M <= 4) __builtin_prefetch((const char *)(w + k * ldw + n * L) + AHEAD);
+            row[n] = load_kind(half, w, k * ldw + n * L);
+            if (M <= 4) __builtin_prefetch((const char *)w + (k * ldw + n * L) * (half ? 2 : 4) + AHEAD);
         }
         for (int m = 0; m < M; m++) {
             vf factor = splat(x[m * ldx + k]);
@@ -99,46 +136,65 @@ INLINE void block(const int M, const int N, int add, const float *x, int64_t ldx
         for (int n = 0; n < N; n++) store(y + m * ldy + n * L, acc[m][n]);
 }
 
-INLINE void block_rows(const int M, int add, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size,
-                       float *y, int64_t ldy, int64_t columns) {
+INLINE void block_rows(const int half, const int M, int add, const float *x, int64_t ldx, const void *w, int64_t ldw,
+                       int64_t k_size, float *y, int64_t ldy, int64_t columns) {
+    const int64_t size = half ? 2 : 4;
+#define AT(n) ((const char *)w + (n) * size)
     int64_t n = 0;
     if (M * 10 <= ACCUMULATORS)
-        for (; n + 10 * L <= columns; n += 10 * L) block(M, 10, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+        for (; n + 10 * L <= columns; n += 10 * L) block(half, M, 10, add, x, ldx, AT(n), ldw, k_size, y + n, ldy);
     if (M * 8 <= ACCUMULATORS)
-        for (; n + 8 * L <= columns; n += 8 * L) block(M, 8, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+        for (; n + 8 * L <= columns; n += 8 * L) block(half, M, 8, add, x, ldx, AT(n), ldw, k_size, y + n, ldy);
     if (M * 5 <= ACCUMULATORS)
-        for (; n + 5 * L <= columns; n += 5 * L) block(M, 5, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+        for (; n + 5 * L <= columns; n += 5 * L) block(half, M, 5, add, x, ldx, AT(n), ldw, k_size, y + n, ldy);
     if (M * 4 <= ACCUMULATORS)
-        for (; n + 4 * L <= columns; n += 4 * L) block(M, 4, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    for (; n + 2 * L <= columns; n += 2 * L) block(M, 2, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
-    for (; n + L <= columns; n += L) block(M, 1, add, x, ldx, w + n, ldw, k_size, y + n, ldy);
+        for (; n + 4 * L <= columns; n += 4 * L) block(half, M, 4, add, x, ldx, AT(n), ldw, k_size, y + n, ldy);
+    for (; n + 2 * L <= columns; n += 2 * L) block(half, M, 2, add, x, ldx, AT(n), ldw, k_size, y + n, ldy);
+    for (; n + L <= columns; n += L) block(half, M, 1, add, x, ldx, AT(n), ldw, k_size, y + n, ldy);
     if (n == columns) return;
     vf rest[6]; /* A part of a vector: the same sums again, for compilers may not add scalars in the same way. */
     for (int m = 0; m < M; m++) rest[m] = add ? load_part(y + m * ldy + n, columns - n) : (vf){0};
     for (int64_t k = 0; k < k_size; k++) {
-        vf row = load_part(w + k * ldw + n, columns - n);
+        vf row = load_part_kind(half, w, k * ldw + n, columns - n);
         for (int m = 0; m < M; m++) rest[m] += row * x[m * ldx + k];
     }
     for (int m = 0; m < M; m++) store_part(y + m * ldy + n, rest[m], columns - n);
+#undef AT
+}
+
+INLINE void any_product(const int half, int add, int64_t rows, const float *x, int64_t ldx, const void *w, int64_t ldw,
+                        int64_t k_size, float *y, int64_t ldy, int64_t columns) {
+    for (; rows >= 6; rows -= 6, x += 6 * ldx, y += 6 * ldy)
+        block_rows(half, 6, add, x, ldx, w, ldw, k_size, y, ldy, columns);
+    switch (rows) {
+        case 5: block_rows(half, 5, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 4: block_rows(half, 4, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 3: block_rows(half, 3, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 2: block_rows(half, 2, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        case 1: block_rows(half, 1, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
+        default: break;
+    }
 }
 
 static void add_product(int add, int64_t rows, const float *x, int64_t ldx, const float *w, int64_t ldw,
                         int64_t k_size, float *y, int64_t ldy, int64_t columns) {
-    for (; rows >= 6; rows -= 6, x += 6 * ldx, y += 6 * ldy)
-        block_rows(6, add, x, ldx, w, ldw, k_size, y, ldy, columns);
-    switch (rows) {
-        case 5: block_rows(5, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 4: block_rows(4, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 3: block_rows(3, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 2: block_rows(2, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        case 1: block_rows(1, add, x, ldx, w, ldw, k_size, y, ldy, columns); break;
-        default: break;
-    }
+    any_product(0, add, rows, x, ldx, w, ldw, k_size, y, ldy, columns);
 }
 
 static void product(int64_t rows, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k_size, float *y,
                     int64_t ldy, int64_t columns) {
     add_product(0, rows, x, ldx, w, ldw, k_size, y, ldy, columns);
+}
+
+/* The same with what the cache keeps, `bytes` each: floats or halves. */
+static void kept_product(int64_t bytes, int add, int64_t rows, const float *x, int64_t ldx, const uint8_t *w,
+                         int64_t ldw, int64_t k_size, float *y, int64_t ldy, int64_t columns) {
+    if (bytes == 2) any_product(1, add, rows, x, ldx, w, ldw, k_size, y, ldy, columns);
+    else add_product(add, rows, x, ldx, (const float *)w, ldw, k_size, y, ldy, columns);
+}
+static inline void keep(int64_t bytes, uint8_t *kept, int64_t index, float value) {
+    if (bytes == 2) ((uint16_t *)kept)[index] = to_half(value);
+    else ((float *)kept)[index] = value;
 }
 
 /* Packed int8: a 32-bit word is the sum of an output's next four inputs q0 + 2^8 q1 + 2^16 q2 + 2^24 q3. Shifted left
