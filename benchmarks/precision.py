@@ -63,7 +63,7 @@ def main() -> None:
         more = (spent - bits["fp32"]) / notes
         error = more.std(ddof=1) / len(pieces) ** 0.5
         total = spent.sum() / notes.sum()
-        print(f"| {name} | {total:.4f} | {total - bits['fp32'].sum() / notes.sum():+.4f} | {error:.4f} |")
+        print(f"| {name} | {total:.4f} | {total - bits['fp32'].sum() / notes.sum():+.5f} | {error:.5f} |")
     if not asked.notes:
         return
     greedy = SamplingConfig(temperature=0)
