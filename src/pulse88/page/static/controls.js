@@ -121,7 +121,7 @@ export class Controls {
 
   showWords() {
     const { state } = this;
-    const length = state.ending ? `until it ends, ${lengthWord(state.ending)} at most` : lengthWord(LENGTHS[state.length]);
+    const length = state.ending ? `${lengthWord(state.ending)} at most` : lengthWord(LENGTHS[state.length]);
     say("length", length, lengthWord(LENGTHS[state.length]));
     byId("length").disabled = state.ending !== null;
     say("liveliness", state.custom ? "by the details" : mood(state.liveliness));
@@ -143,8 +143,8 @@ function say(id, word, valueText = word) {
 
 function densityWord([low, high]) {
   if (low === 0 && high === DENSEST) return "as it comes";
-  if (high === DENSEST) return `${low} notes a second or more`;
-  return low === 0 ? `up to ${high} notes a second` : `${low} to ${high} notes a second`;
+  if (high === DENSEST) return `${low} notes/s or more`;
+  return low === 0 ? `up to ${high} notes/s` : `${low} to ${high} notes/s`;
 }
 
 /** Both ends of a band; the one that is moved pushes the other along. */

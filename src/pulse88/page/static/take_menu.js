@@ -57,7 +57,7 @@ export class TakeMenu {
 export function factLines(take) {
   const lines = [];
   if (take.originality?.sentence) lines.push(take.originality.sentence);
-  if (take.choice?.why) lines.push(take.choice.why);
+  if (take.choice?.why) lines.push(sentence({ detail: take.choice.why }));
   if (take.key) lines.push(`In ${keyWord(take.key)}.`);
   if (take.reason === "end") lines.push("Pulse88 ended the piece itself.");
   if (take.reason === "stopped") lines.push("Stopped before its end.");
