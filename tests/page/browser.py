@@ -89,6 +89,7 @@ def server() -> Iterator[str]:
     if running := os.environ.get("PULSE88_SERVER"):
         yield running
         return
+    pytest.importorskip("uvicorn", reason="the server's packages aren't installed: pip install '.[serve]'")
     command = [sys.executable, "-m", "pulse88", "serve", "--port", "0", "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
