@@ -363,37 +363,26 @@ def report(
 # ---------------------------------------------------------------- the command itself
 
 
-def commands(weights: Path, folder: Path, rounds: int) -> dict[str, tuple[float, float]]:
-    """Seconds, median of the rounds, and peak MB of `pulse88 continue` over a dense seed: one note, and a minute."""
+def commands(weights: Path, folder: Path, rounds: int) -> dict[int, tuple[float, float]]:
+    """(CPU, wall) seconds of `pulse88 continue` over a dense seed, by how many notes it makes; medians."""
     from pulse88 import midi_file
-    from pulse88.notes import Performance
+    from pulse88.notes import Note, Performance
 
-    n = np.arange(SEED // EVENT_TOKENS)
-    seed = Performance(
-        onset=n * 0.1, duration=np.full(n.size, 0.3), pitch=40 + n * 7 % 45, velocity=np.full(n.size, 70)
-    )
-    midi_file.write(seed, folder / "dense.mid")
-    found: dict[str, tuple[float, float]] = {}
-    for what, notes in (("first", 1), ("minute", NOTES)):
-        spent, peaks = [], []
-        for _ in range(min(rounds, 3)):
-            arguments = ["continue", "dense.mid", "-o", "out.mid", "--weights", str(weights), "--random-seed", "1"]
-            program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.argv[0] = 'pulse88'\n"
-            program += "import pulse88.cli; pulse88.cli.main(standalone_mode=False)\n"
-            program += "from cpu import peak_megabytes; print(peak_megabytes())"
-            command = [sys.executable, "-c", program, *arguments, "--notes", str(notes)]
-            start = time.perf_counter()
-            plain = [sys.executable, "-m", "pulse88", *arguments, "--notes", str(notes)]
-            subprocess.run(plain, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            spent.append(time.perf_counter() - start)
-            told = (
-                subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-                if notes == 1
-                else None
-            )
-            peaks.append(float(told.stdout.split()[-1]) if told else 0.0)
-        found[what] = median(spent), max(peaks)
-    return found
+    notes = [Note(0.1 * i, 0.3, 40 + i * 7 % 45, 70) for i in range(SEED // EVENT_TOKENS)]
+    midi_file.write(Performance.from_notes(notes), folder / "dense.mid")
+    command = [sys.executable, "-m", "pulse88", "continue", "dense.mid", "-o", "out.mid", "--weights", str(weights)]
+    spent: dict[int, list[tuple[float, float]]] = {1: [], NOTES: []}
+    for _ in range(min(rounds, 5)):
+        for count, found in spent.items():
+            wall, before = time.perf_counter(), os.times()
+            arguments = ["--random-seed", "1", "--notes", str(count)]
+            subprocess.run([*command, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            after = os.times()
+            cpu = sum(after[2:4]) - sum(before[2:4])  # of children that have ended
+            found.append((cpu, time.perf_counter() - wall))
+    return {
+        count: (median(cpu for cpu, _ in found), median(wall for _, wall in found)) for count, found in spent.items()
+    }
 
 
 def processor() -> str:
@@ -440,12 +429,9 @@ def main() -> None:
     print(f"medians of {options.rounds} rounds, CPU time.")
     print(f"Load average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after.\n")
     report(times, starts, [*names, *(["whole context"] if (BASE, "short") in times else [])])
-    (first, peak), (minute, _) = played["first"], played["minute"]
-    print(
-        f"\n`pulse88 continue`, {SEED // EVENT_TOKENS} notes read, wall time: {first:.2f} s to a file with one new",
-        end=" ",
-    )
-    print(f"note, {peak:.0f} MB at most; {minute:.1f} s to one with {NOTES} new notes, a dense minute.")
+    print(f"\n`pulse88 continue`, {SEED // EVENT_TOKENS} notes read, MIDI written:", end=" ")
+    first, minute = (f"{cpu:.2f} s of CPU time, {wall:.2f} s by the clock" for cpu, wall in played.values())
+    print(f"one new note {first}; {NOTES} new notes, a dense minute, {minute}.")
     own, needed = package_megabytes() + sizes[0], required("pulse88")
     print(f"Installed: {installed_megabytes(*needed) + own:.0f} MB with the weights ({sizes[0]:.0f} MB), a", end=" ")
     print(f"soundfont and all dependencies; with torch {installed_megabytes(*needed, 'torch') + own:.0f} MB.")
