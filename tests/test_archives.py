@@ -198,3 +198,15 @@ def test_folders_in_a_zip_are_passed_over(tmp_path: Path) -> None:
         archive.mkdir("folder.mid") if hasattr(archive, "mkdir") else archive.writestr("folder.mid/", "")
         archive.writestr("a.mid", b"1")
     assert contents(tmp_path / "x.zip") == {"a.mid": b"1"}
+
+
+def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"nothing")
+        archive.writestr("a.mid", b"1")
+    data = bytearray(path.read_bytes())
+    local, central = data.index(b"PK\x03\x04"), data.index(b"PK\x01\x02")
+    data[central + 46] = data[local + 30] = 0  # A zero ends a name.
+    path.write_bytes(data)
+    assert [member.path for member in members(path, Limits())] == ["a.mid"]

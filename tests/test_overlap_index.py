@@ -68,8 +68,9 @@ def test_a_plant_of_the_promised_length_is_always_found(
     assert overlaps, "nothing was found"
     best = overlaps[0]
     assert INDEX.names[best.piece] == name
-    assert len(passage) - 2 * (EVERY - 1) <= best.notes <= len(passage)
-    assert at <= best.first <= best.last < at + len(passage)
+    assert len(passage) - 2 * (EVERY - 1) <= best.notes <= len(passage) + 3
+    by_chance = 3  # notes of the host that happen to go on as the passage did
+    assert at - by_chance <= best.first <= best.last < at + len(passage) + by_chance
 
 
 @pytest.mark.parametrize("every", [1, 5, 16, 44])

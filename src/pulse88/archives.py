@@ -147,7 +147,7 @@ def _zip(path: Path, limits: Limits, most: int) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         for info in sorted(archive.infolist(), key=lambda info: (info.filename, info.header_offset)):
             passed += info.compress_size
-            if info.is_dir() or not is_midi(info.filename):
+            if not info.filename or info.is_dir() or not is_midi(info.filename):
                 continue
             label, problem, data = clean(info.filename), _too_large(info.file_size, limits), b""
             if not problem:
