@@ -156,11 +156,16 @@ def base64_of(data: bytes) -> str:
 
 @contextlib.contextmanager
 def running(
-    weights: Path, *, workers: int = 1, limits: Limits | None = None, doorway: Doorway | None = None
+    weights: Path,
+    *,
+    index: Path | None = None,
+    workers: int = 1,
+    limits: Limits | None = None,
+    doorway: Doorway | None = None,
 ) -> Iterator[Running]:
     """A server on a free port, until the block ends. Nothing of it is left then."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    service = Service(workers, weights, limits=limits)
+    service = Service(workers, weights, index=index, limits=limits)
     began: dict[str, Any] = {}
     ready = threading.Event()
 

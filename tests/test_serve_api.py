@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server's packages aren't installed: pip install '.[serve]'")
 
-from pulse88 import midi_file
+from pulse88 import midi_file, overlap_index
 from pulse88.continuation import Continuer, provenance_of
 from pulse88.key import NAMES
 from serving import MIDI, SEED, Running, a_seed, base64_of, notes_of, of_kind, running, tiny_weights
@@ -232,7 +232,8 @@ def test_the_best_of_several_is_one_of_them(server: Running, weights: Path) -> N
     seed = server.seed()
     told = server.events({"seed": seed, "settings": {"notes": 8, "best_of": 3}, "random_seed": 3})
     choice = told[-1]["choice"]
-    assert len(choice["scores"]) == 3 and choice["scores"][choice["candidate"]] == max(choice["scores"])
+    assert len(choice["points"]) == 3 and choice["points"][choice["candidate"]] == min(choice["points"])
+    assert "points off" in choice["why"]
     takes = server.events({"seed": seed, **NOTES, "takes": 3})
     begun = next(e for e in of_kind(takes, "begun") if e["number"] == choice["candidate"])
     assert notes_of(told) == [e["note"] for e in of_kind(takes, "note") if e["take"] == begun["take"]]
@@ -286,3 +287,16 @@ def test_a_seed_of_one_note_and_one_without_any(server: Running) -> None:
     assert len(notes_of(server.events({"midi_base64": base64_of(one), **NOTES}))) == 8
     answer = server.ask("POST", "/v1/seeds", {"notes": []})
     answer.problem(422, "play at least one")
+
+
+def test_originality_is_told_where_there_is_an_index(weights: Path, tmp_path: Path) -> None:
+    (known,) = Continuer(weights).continue_(SEED, notes=100, seconds=600, random_seed=3)
+    index = tmp_path / "index.npz"
+    overlap_index.build([("the very same", known.new.onset, known.new.pitch)], every=4).write(index)
+    with running(weights, index=index) as server:
+        told = server.events({"midi_base64": base64_of(SEED), "settings": {"notes": 100}, "random_seed": 3})
+        found = told[-1]["originality"]
+        assert found["piece"] == "the very same" and found["longest"] > 50 and "the very same" in found["sentence"]
+        assert server.ask("GET", f"/v1/takes/{told[-1]['take']}").json["originality"] == found
+        other = server.events({"midi_base64": base64_of(SEED), "settings": {"notes": 100}, "random_seed": 4})
+        assert other[-1]["originality"]["longest"] < 50

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pulse88.crew import cores
-from pulse88.terminal import model_options
+from pulse88.terminal import FILE, model_options
 
 MISSING = "pulse88 serve needs {name}, which is not installed: pip install 'pulse88[serve]'"
 PACKAGES = frozenset({"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "websockets"})
@@ -27,6 +27,7 @@ PACKAGES = frozenset({"fastapi", "starlette", "uvicorn", "pydantic", "prometheus
 @click.option("--name", "names", multiple=True, help="Name that the server goes by, such as piano.example.org.")
 @click.option("--allow-origin", "origins", multiple=True, help="Other site whose pages may ask: https://example.org.")
 @model_options
+@click.option("--index", type=FILE, help="Index of training data, to tell how original takes are (`pulse88 index`).")
 @click.option("-v", "--verbose", is_flag=True, help="Log every request, by its id.")
 def serve(
     host: str,
@@ -38,6 +39,7 @@ def serve(
     origins: tuple[str, ...],
     weights: Path | None,
     adapter: Path | None,
+    index: Path | None,
     engine: str,
     verbose: bool,
 ) -> None:
@@ -55,6 +57,6 @@ def serve(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
-    config = ServeConfig(host, port, workers or cores(), weights, adapter, engine, token, names, origins)
+    config = ServeConfig(host, port, workers or cores(), weights, adapter, index, engine, token, names, origins)
     run(config, click.echo, open_browser=open_browser)
     click.echo("Stopped.")

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,13 @@ class Pool:
     """So many workers, and what waits for them."""
 
     def __init__(
-        self, count: int, weights: Path | None, adapter: Path | None, engine: str, limits: Limits, metrics: Metrics
+        self, count: int, files: Mapping[str, Path | None], engine: str, limits: Limits, metrics: Metrics
     ) -> None:
         self.count, self.limits, self.metrics = count, limits, metrics
         self.model: dict[str, Any] | None = None  # as the first worker that was ready told it
         self.grid: TimeGrid | None = None
+        self.inspects = False  # whether they can say how original a take is
         self.unable = ""  # why a worker could not begin
-        files = {"weights": weights, "adapter": adapter}
         asked: dict[str, Any] = {name: str(path.resolve()) if path else None for name, path in files.items()}
         self._asked = json.dumps(asked | {"engine": engine, "limits": asdict(limits)})
         self._turns: Turns[Work] = Turns()
@@ -293,7 +293,7 @@ class Pool:
                 self._changed.set()
             elif head["is"] == "ready":
                 worker.ready = worker.was_ready = True
-                self.model, self.unable = head["model"], ""
+                self.model, self.unable, self.inspects = head["model"], "", head["inspects"]
                 self.grid = TimeGrid.from_json(head["grid"])
                 _log.info("worker %d (process %d) is ready", worker.number, worker.process.pid)
                 self.metrics.workers(self.ready)

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from pulse88 import audio, generate, midi_file, musicality, picture, snapshot
+from pulse88 import audio, generate, midi_file, picture, snapshot
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.continuation import Continuer, provenance_of
 from pulse88.join import writable
 from pulse88.midi_events import MidiError
 from pulse88.notes import Note, Performance
+from pulse88.originality import inspect
+from pulse88.overlap_index import OverlapIndex
 from pulse88.playing import NEW_PART_NAME, Continuation, Playing
 from pulse88.provenance import ContinueConfig
+from pulse88.ranking import rank
 from pulse88.serve.limits import Limits
 from pulse88.serve.messages import Message
 from pulse88.vocabulary import BOS, EVENT_TOKENS
@@ -44,8 +47,9 @@ class Refused(ValueError):
 class Room:
     """A loaded model and the works that it is asked for: `do` one, whole, its answer a head and blobs."""
 
-    def __init__(self, continuer: Continuer, limits: Limits) -> None:
-        self.continuer, self.limits = continuer, limits
+    def __init__(self, continuer: Continuer, limits: Limits, index: OverlapIndex | None = None) -> None:
+        """`index` is what takes are compared with, to tell how original they are."""
+        self.continuer, self.limits, self.index = continuer, limits, index
         self._latest: tuple[str, Playing] | None = None  # the take that was played last, as it stands
 
     def do(self, work: Message, tell: Tell, between: Callable[[], bool]) -> Message:
@@ -74,6 +78,8 @@ class Room:
                     return self._restore(blobs[0])
                 case "judge":
                     return self._judge(head, blobs[0])
+                case "inspect":
+                    return self._inspect(head, blobs[0])
                 case "write":
                     return self._write(head, blobs[0])
                 case "sample":
@@ -372,12 +378,25 @@ class Room:
         return Message({"is": "file"}, [data])
 
     def _judge(self, head: dict[str, Any], midi: bytes) -> Message:
-        """How near each of several candidates is to its seed, 0 to 1, and which is the nearest."""
-        scores = []
-        for made in head["candidates"]:
-            candidate = self._continuation(head, midi, _ids(made))
-            scores.append(likeness(candidate) if len(candidate.new) else 0.0)
-        return Message({"is": "judged", "scores": [round(score, 4) for score in scores]}, [])
+        """Which of several candidates speaks least against itself, and why (ranking.py)."""
+        made = [self._continuation(head, midi, _ids(candidate)) for candidate in head["candidates"]]
+        heard = [place for place, candidate in enumerate(made) if len(candidate.new)]
+        if not heard:
+            raise Refused(422, "no candidate has a note within the asked length: ask for more seconds")
+        ranked = rank(self.continuer.engine, [made[place] for place in heard], self.index)
+        points: list[float | None] = [None] * len(made)
+        for one in ranked:
+            points[heard[one.take]] = round(one.total, 3)
+        return Message({"is": "judged", "best": heard[ranked[0].take], "points": points, "why": ranked[0].line()}, [])
+
+    def _inspect(self, head: dict[str, Any], midi: bytes) -> Message:
+        """The longest overlap of a take with the training data."""
+        assert self.index is not None
+        finding = inspect(self._continuation(head, midi, _ids(head["made"])).new, self.index)
+        told = {"longest": finding.notes, "piece": finding.piece, "as_much_held_out": finding.as_much}
+        return Message(
+            {"is": "inspected", "originality": told | {"sentence": "; ".join(finding.lines(self.index))}}, []
+        )
 
     # Sound
 
@@ -512,17 +531,3 @@ def _halved(wav: bytes, seconds: float) -> bytes:
         file.setframerate(SAMPLE_RATE)
         file.writeframes(np.rint(low).clip(-32768, 32767).astype("<i2").tobytes())
     return result.getvalue()
-
-
-def likeness(made: Continuation) -> float:
-    """0 to 1: harmony like the seed's, times density like the seed's, times how little of it goes round in circles.
-
-    The seed's last minute counts: its pitch classes (cosine), its notes a second (the smaller over the larger), and the
-    share of the new notes that lie outside of the longest loop of three rounds or more.
-    """
-    heard = made.seed.take(made.seed.onset >= made.boundary - 60.0)
-    harmony = musicality.pitch_class_cosine(heard, made.new)
-    densities = sorted((musicality.density(heard), musicality.density(made.new)))
-    loop = musicality.longest_loop(made.new)
-    looped = min(loop.total / made.new.end, 1.0) if loop.repeats >= 3 else 0.0
-    return harmony * densities[0] / max(densities[1], 1e-9) * (1 - looped)

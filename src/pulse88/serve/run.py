@@ -33,6 +33,7 @@ class ServeConfig:
     workers: int = 1
     weights: Path | None = None
     adapter: Path | None = None
+    index: Path | None = None  # that takes are compared with
     engine: str = "auto"
     token: str = ""
     names: tuple[str, ...] = ()  # that the server goes by, beside its address
@@ -63,7 +64,7 @@ def serve(config: ServeConfig, tell: Callable[[str], None], *, open_browser: boo
 async def _serve(config: ServeConfig, tell: Callable[[str], None], open_browser: bool) -> None:
     token = config.token or (secrets.token_urlsafe(18) if config.is_open else "")
     hosts: Sequence[str] = () if config.is_open and not config.names else (*LOOPBACK, config.host, *config.names)
-    service = Service(config.workers, config.weights, config.adapter, config.engine, config.limits)
+    service = Service(config.workers, config.weights, config.adapter, config.index, config.engine, config.limits)
     app = application(service, Doorway(tuple(hosts), config.origins, token))
     server = uvicorn.Server(
         uvicorn.Config(

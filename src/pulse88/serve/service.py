@@ -38,11 +38,13 @@ class Service:
         workers: int,
         weights: Path | None = None,
         adapter: Path | None = None,
+        index: Path | None = None,
         engine: str = "auto",
         limits: Limits | None = None,
     ) -> None:
         self.limits, self.metrics = limits or Limits(), Metrics()
-        self.pool = Pool(workers, weights, adapter, engine, self.limits, self.metrics)
+        files = {"weights": weights, "adapter": adapter, "index": index}
+        self.pool = Pool(workers, files, engine, self.limits, self.metrics)
         self.memory = Memory(self.limits, self.metrics)
         self.takes = Takes(self.pool, self.memory, self.limits, self.metrics)
         self._background: set[asyncio.Task[None]] = set()

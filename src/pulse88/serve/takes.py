@@ -86,12 +86,22 @@ class Takes:
             fault = Problem(500, "this went wrong here, not with you: try again")
             sink({"type": "error", "take": take.id, "problem": fault.to_json()})
         else:
+            await self._inspect(take)
             self._end(take, sink, reason)
 
     def _end(self, take: Take, sink: Sink, reason: str) -> None:
         take.state, take.reason = "done", reason
         told = {name: getattr(take, name) for name in ("reason", "seconds", "choice", "originality")}
         sink({"type": "done", "take": take.id, "notes": len(take.notes)} | told)
+
+    async def _inspect(self, take: Take) -> None:
+        """How original the take is, where there is something to compare it with."""
+        if not self._pool.inspects or not take.notes:
+            return
+        head = {name: getattr(take, name) for name in ("settings", "random_seed", "seed_ids", "pitch_classes")}
+        head |= {"is": "inspect", "number": take.drawn, "made": take.made.hex()}
+        _, inspected = await self._pool.do(take.visitor, "inspect", head, [take.seed.midi], admitted=True)
+        take.originality = inspected.head["originality"]
 
     async def _best(self, take: Take, sink: Sink, best_of: int) -> str:
         """Plays several candidates, and tells the notes of the best one."""
@@ -107,12 +117,11 @@ class Takes:
             "candidates": [candidate.made.hex() for candidate in candidates],
         }
         _, judged = await self._pool.do(take.visitor, "judge", head, [take.seed.midi], admitted=True)
-        scores = judged.head["scores"]
-        best = scores.index(max(scores))
+        best = judged.head["best"]
         take.choice = {
             "candidate": best,
-            "scores": scores,
-            "why": f"candidate {best + 1} of {best_of} is nearest to the seed in harmony, density and variety",
+            "points": judged.head["points"],
+            "why": judged.head["why"],
         }
         candidates[best].told()
         return reasons[best]

@@ -1,6 +1,6 @@
 """A worker process: reads works from its standard input, one after another, and answers on its standard output.
 
-    python -m pulse88.serve.worker '{"weights": null, "adapter": null, "engine": "auto", "limits": {...}}'
+    python -m pulse88.serve.worker '{"weights": null, "adapter": null, "index": null, "engine": "auto", "limits": {...}}'
 
 It ends when its input does, so nobody outlives the server. Messages of duets are served between two notes of whatever
 else is under way.
@@ -17,10 +17,13 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pulse88.continuation import Continuer
 from pulse88.engine.layout import parameter_count
+from pulse88.originality import default_index
+from pulse88.overlap_index import OverlapIndex, OverlapIndexError
 from pulse88.serve.duet_room import DuetRoom
 from pulse88.serve.limits import Limits
 from pulse88.serve.messages import Message, receive, send
@@ -100,6 +103,7 @@ def main() -> None:
     _bound_memory(limits.worker_bytes)
     try:
         continuer = Continuer(asked["weights"], asked["engine"], asked["adapter"])
+        index = _index(asked["index"])
     except (ValueError, ImportError, OSError) as error:
         send(outbox, {"is": "unable", "detail": str(error)})
         return
@@ -109,9 +113,21 @@ def main() -> None:
         "engine": continuer.engine.name,
         "context_notes": continuer.weights.config.max_positions // 4,
     }
-    send(outbox, {"is": "ready", "model": model, "grid": continuer.weights.grid.to_json()})
+    send(
+        outbox, {"is": "ready", "model": model, "grid": continuer.weights.grid.to_json(), "inspects": index is not None}
+    )
     with contextlib.suppress(BrokenPipeError):
-        Worker(sys.stdin.buffer, outbox, Room(continuer, limits)).run()
+        Worker(sys.stdin.buffer, outbox, Room(continuer, limits, index)).run()
+
+
+def _index(path: str | None) -> OverlapIndex | None:
+    """The index that was named, or the one that came with the weights; None if none did."""
+    try:
+        return OverlapIndex.read(Path(path) if path else default_index())
+    except OverlapIndexError:
+        if path:
+            raise
+        return None
 
 
 def _bound_memory(size: int) -> None:
