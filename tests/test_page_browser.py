@@ -176,15 +176,24 @@ def test_several_takes_at_once_and_stopping(visit: Callable[..., Visit]) -> None
     assert takes[0]["randomSeed"] == takes[1]["randomSeed"] and takes[0]["parent"] is takes[1]["parent"] is None
     one, other = (musician(f"pulse88.piece.notes['{take['id']}']") for take in takes)
     assert one != other
+    # Again: another take from the same place.
+    musician.page.locator("input[name=takes][value='1']").check(force=True)
+    musician.set_range("length", LENGTHS[5])
+    musician.page.locator("#again").click()
+    musician.until("pulse88.piece.session.order.length === 3")
+    musician.made()
+    third = musician("pulse88.piece.take(pulse88.piece.session.selected)")
+    assert (third["parent"], third["from"], third["boundary"]) == (None, 4, takes[0]["boundary"])
+    musician.page.keyboard.press("[")
+    musician.page.keyboard.press("[")
+    assert musician("pulse88.piece.session.selected") == takes[0]["id"]
     # What a server has forgotten comes back from the file that the page keeps.
     servers = musician("Object.values(pulse88.piece.servers.takes)")
     for each in servers:
         assert musician("(id) => fetch(`/v1/takes/${id}`, { method: 'DELETE' }).then((r) => r.status)", each) == 204
     musician.expected.append("404")
-    musician.page.locator("input[name=takes][value='1']").check(force=True)
-    musician.set_range("length", LENGTHS[5])
     musician.page.keyboard.press("c")
-    musician.until("pulse88.piece.session.order.length === 3")
+    musician.until("pulse88.piece.session.order.length === 4")
     musician.made()
     new = musician("pulse88.piece.take(pulse88.piece.session.selected)")
     assert new["parent"] == takes[0]["id"] and new["from"] == 4 + len(one)
@@ -197,7 +206,7 @@ def test_several_takes_at_once_and_stopping(visit: Callable[..., Visit]) -> None
     )
     assert musician("(id) => fetch(`/v1/takes/${id}`, { method: 'DELETE' }).then((r) => r.status)", forgotten) == 204
     musician.page.keyboard.press("c")
-    musician.until("pulse88.piece.session.order.length === 4 && !pulse88.piece.isMaking")
+    musician.until("pulse88.piece.session.order.length === 5 && !pulse88.piece.isMaking")
     assert musician("pulse88.piece.heard().notes.length") > heard
 
 

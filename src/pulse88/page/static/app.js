@@ -101,6 +101,13 @@ function loadAll() {
   sound.load([], true);
 }
 
+/** Another take from where the chosen one begins. */
+function again() {
+  const take = piece.take(piece.session.selected);
+  if (!take || piece.isMaking) return;
+  return goOn({ parent: take.parent, from: take.from, boundary: take.boundary });
+}
+
 function stopOrGo() {
   if (piece.isMaking) piece.stop();
   else return goOn();
@@ -230,6 +237,9 @@ function showState() {
   button.disabled = !piece.session.seed;
   button.classList.toggle("busy", making);
   byId("continue-word").textContent = making ? "Stop" : "Continue";
+  const chosen = piece.session.selected === null ? null : piece.take(piece.session.selected);
+  byId("again").hidden = making || !chosen;
+  if (chosen) byId("again").title = `Another take from where ${chosen.name} begins (R)`;
   byId("continue-fill").style.width = making ? `${100 * progress()}%` : "0";
   byId("go-word").textContent = goWord(making);
   const label = player.playing ? "Pause" : "Play";
@@ -451,6 +461,7 @@ const SHORTCUTS = {
   "-": () => roll.zoom(1 / 1.4),
   0: () => roll.fit(),
   c: stopOrGo,
+  r: again,
   "[": () => pickBeside(-1),
   "]": () => pickBeside(1),
   "?": () => byId("help-dialog").showModal(),
@@ -539,6 +550,7 @@ function prepareTheme() {
 
 function prepareButtons() {
   onClick("continue", stopOrGo);
+  onClick("again", again);
   onClick("play", togglePlay);
   onClick("rewind", () => player.seek(0));
   onClick("undo", () => piece.undo());
