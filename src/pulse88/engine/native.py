@@ -1,7 +1,8 @@
 """The compiled engine: the same function as reference.py, several times faster, on one core.
 
-Weights stay as the file has them, int8 by output row or float32; activations and sums are float32. The result of a
-token is the same to the last bit whatever the batch and wherever the cut into calls.
+Weights stay as the file has them, int8 by output row or float32. Beside float32 everything is float32; beside int8 keys
+and values are kept in half precision, and a kernel that sums bytes takes activations in 16 bits. The result of a token
+is the same to the last bit whatever the batch and wherever the cut into calls. docs/engine.md says how it works.
 
 Shape legend: B batch, T tokens, V vocabulary; see native_state.py for the rest.
 """
