@@ -27,13 +27,13 @@ from pulse88.serve.guard import TOKEN_COOKIE, VISITOR_COOKIE, Doorway, Guard, co
 from pulse88.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from pulse88.serve.problems import MEDIA_TYPE as PROBLEM_TYPE
 from pulse88.serve.problems import Problem
+from pulse88.serve.samples import LAYERS, PITCHES, SAMPLE_RATE
 from pulse88.serve.schemas import Id
 from pulse88.serve.service import KINDS, Service, parsed, sentence
 from pulse88.serve.streams import NDJSON, SSE, EventStream, body_of, unless_gone, until_done
 
 MIDI = "audio/midi"
 MIDI_TYPES = frozenset({MIDI, "audio/x-midi", "audio/mid", "application/x-midi", "application/octet-stream"})
-SAMPLE_PITCHES, SAMPLE_LAYERS, SAMPLE_RATE = list(range(21, 106, 4)), [48, 100], 24_000
 FOREVER = "public, max-age=31536000, immutable"
 EXAMPLE_IDS = Literal["carol", "motif", "one-note", "piece"]
 
@@ -48,7 +48,7 @@ def application(service: Service, doorway: Doorway | None = None, *, renders_ahe
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.pool.start()
         if renders_ahead:
-            service.prepare_samples(SAMPLE_PITCHES, SAMPLE_LAYERS)
+            service.prepare_samples(PITCHES, LAYERS)
         yield
         await service.close()
 
@@ -320,7 +320,7 @@ def _sound_routes(app: FastAPI, service: Service) -> None:
     async def samples() -> schemas.Samples:
         """Where the piano's samples are."""
         url = f"/v1/samples/{_font()[0]}/{{layer}}/{{pitch}}.wav"
-        return schemas.Samples(rate=SAMPLE_RATE, layers=SAMPLE_LAYERS, pitches=SAMPLE_PITCHES, url=url)
+        return schemas.Samples(rate=SAMPLE_RATE, layers=list(LAYERS), pitches=list(PITCHES), url=url)
 
     @app.get(
         "/v1/samples/{digest}/{layer}/{pitch}.wav",
@@ -333,7 +333,7 @@ def _sound_routes(app: FastAPI, service: Service) -> None:
         pitch: int,
     ) -> Response:
         """One struck key, 16 bit, mono."""
-        if digest != _font()[0] or layer not in SAMPLE_LAYERS or pitch not in SAMPLE_PITCHES:
+        if digest != _font()[0] or layer not in LAYERS or pitch not in PITCHES:
             raise Problem(404, "there is no such sample: ask /v1/samples for those there are")
         data = await service.sample(pitch, layer)
         return Response(data, headers={"content-type": "audio/wav", "cache-control": FOREVER})

@@ -6,9 +6,8 @@ that any worker can do it; a worker only remembers the take that it played last,
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,6 @@ from pulse88 import audio, generate, midi_file, picture, snapshot
 from pulse88.config import SamplingConfig, SteeringConfig
 from pulse88.continuation import Continuer, provenance_of
 from pulse88.join import writable
-from pulse88.midi_events import MidiError
 from pulse88.notes import Note, Performance
 from pulse88.originality import inspect
 from pulse88.overlap_index import OverlapIndex
@@ -27,21 +25,13 @@ from pulse88.provenance import ContinueConfig
 from pulse88.ranking import rank
 from pulse88.serve.limits import Limits
 from pulse88.serve.messages import Message
+from pulse88.serve.samples import struck_key
+from pulse88.serve.uploads import Read, Refused, read_midi, read_played, read_rows
 from pulse88.vocabulary import BOS, EVENT_TOKENS
 
-PLAYED_PART_NAME = "Played"
-SAMPLE_RATE = 24_000  # Hz, half of the renderer's
 RESTORED_NOTES = 256  # that a take which comes back is read from, as many as rolling on keeps
 
 Tell = Callable[[dict[str, Any]], None]
-
-
-class Refused(ValueError):
-    """What can't be done with what was sent, and the HTTP status that says so."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
 
 
 class Room:
@@ -61,11 +51,11 @@ class Room:
         try:
             match head["is"]:
                 case "read_midi":
-                    return self._seed(self._performance(blobs[0]))
+                    return self._seed(read_midi(blobs[0], self.limits))
                 case "read_notes":
-                    return self._seed(self._played(blobs[0]))
+                    return self._seed(read_played(blobs[0], self.limits))
                 case "read_rows":
-                    return self._seed(self._rows_read(head["rows"], head["parts"]))
+                    return self._seed(read_rows(head["rows"], head["parts"]))
                 case "cut":
                     return self._cut(blobs[0], head["start"], head["end"])
                 case "read":
@@ -83,62 +73,18 @@ class Room:
                 case "write":
                     return self._write(head, blobs[0])
                 case "sample":
-                    return self._sample(head["pitch"], head["layer"])
+                    return Message({"is": "file"}, [struck_key(head["pitch"], head["layer"])])
         except Refused:
             raise
-        except MidiError as error:
-            raise Refused(422, str(error)) from error
         except ValueError as error:
             raise Refused(422, str(error)) from error
         raise AssertionError(f"no work is called {head['is']!r}")
 
     # Seeds
 
-    def _performance(self, data: bytes) -> tuple[Performance, tuple[str, ...], tuple[str, ...]]:
-        """The notes, the names of the parts and remarks of an upload."""
-        _check_upload(data, self.limits)
-        try:
-            performance, report = midi_file.read(data)
-        except MidiError as error:
-            raise Refused(422, str(error).replace(f"these {len(data)} bytes: ", "the upload: ")) from error
-        self._check(performance)
-        return performance, report.parts, tuple(report.lines())
-
-    def _check(self, performance: Performance) -> None:
-        if len(performance) > self.limits.notes:
-            raise Refused(
-                413, f"the upload has {len(performance):,} notes, at most {self.limits.notes:,} are read: cut it first"
-            )
-        if performance.end > self.limits.piece_seconds:
-            raise Refused(
-                413,
-                f"the upload lasts {performance.end / 3600:,.1f} hours, at most {self.limits.piece_seconds / 3600:g} "
-                "are read: cut it first",
-            )
-
-    def _played(self, data: bytes) -> tuple[Performance, tuple[str, ...], tuple[str, ...]]:
-        """Notes that were given as JSON, as a MIDI file would hold them."""
-        performance = _played_notes(data, self.limits)
-        self._check(performance)
-        midi = midi_file.to_bytes(writable(performance), part_names=[PLAYED_PART_NAME])
-        again, report = midi_file.read(midi)
-        return again, report.parts, ()
-
-    def _rows_read(
-        self, rows: list[list[float]], parts: list[str]
-    ) -> tuple[Performance, tuple[str, ...], tuple[str, ...]]:
-        """Rows of notes, as this class gives them, as a MIDI file would hold them."""
-        if not rows:
-            raise Refused(422, "there are no notes: play at least one")
-        notes = [Note(on, long, int(pitch), int(velocity), int(part)) for on, long, pitch, velocity, part in rows]
-        performance = Performance.from_notes(notes)
-        names = [parts[part] for part in np.unique(performance.part)]
-        again, report = midi_file.read(midi_file.to_bytes(writable(performance), part_names=names))
-        return again, report.parts, ()
-
     def _seed(
         self,
-        read: tuple[Performance, tuple[str, ...], tuple[str, ...]],
+        read: Read,
         seed_ids: tuple[int, ...] | None = None,
         extra: dict[str, Any] | None = None,
         blobs: tuple[bytes, ...] = (),
@@ -186,7 +132,7 @@ class Room:
         )
         parts = np.unique(cut.part)
         names = tuple(report.parts[part] for part in parts)
-        return self._seed((writable(cut), names, ()), extra={"read_notes": read})
+        return self._seed(Read(writable(cut), names), extra={"read_notes": read})
 
     # Takes
 
@@ -289,7 +235,7 @@ class Room:
             seed_ids = _latest(seed_ids, self._longest)
         names = (*parent.seed_names, NEW_PART_NAME) if made else parent.seed_names
         whole = parent.whole if made else parent.seed
-        return self._seed((whole, names, ()), seed_ids, blobs=(state,))
+        return self._seed(Read(whole, names), seed_ids, blobs=(state,))
 
     @property
     def _longest(self) -> int:
@@ -298,7 +244,7 @@ class Room:
 
     def _restore(self, data: bytes) -> Message:
         """The seed and the take of a file that pulse88 wrote."""
-        performance, names, remarks = self._performance(data)
+        performance, names, remarks = read_midi(data, self.limits)
         try:
             facts = provenance_of(data)
         except ValueError as error:
@@ -346,7 +292,7 @@ class Room:
                 "end_within": facts.steering.end_within,
             },
         }
-        return self._seed((seed, names[: facts.new_part], remarks), facts.seed_ids, {"take": take})
+        return self._seed(Read(seed, names[: facts.new_part], remarks), facts.seed_ids, {"take": take})
 
     def _continuation(self, head: dict[str, Any], midi: bytes, made: tuple[int, ...]) -> Continuation:
         asked = _asked(head)
@@ -398,14 +344,6 @@ class Room:
             {"is": "inspected", "originality": told | {"sentence": "; ".join(finding.lines(self.index))}}, []
         )
 
-    # Sound
-
-    def _sample(self, pitch: int, layer: int) -> Message:
-        """One struck key as a WAV file, mono, 16 bit, 24 kHz."""
-        seconds = float(np.interp(pitch, (21, 60, 108), (9.0, 6.0, 2.5)))
-        data = audio.to_bytes(Performance.from_notes([Note(0.0, seconds, pitch, layer)]))
-        return Message({"is": "file"}, [_halved(data, seconds)])
-
 
 _Settings = tuple[ContinueConfig, SamplingConfig, SteeringConfig]
 
@@ -451,83 +389,3 @@ def _latest(ids: tuple[int, ...], most: int) -> tuple[int, ...]:
     if len(ids) <= most:
         return ids
     return ids[-min(most, RESTORED_NOTES * EVENT_TOKENS) :]
-
-
-def _check_upload(data: bytes, limits: Limits) -> None:
-    """Cheap checks of the first bytes, before anything is parsed."""
-    kinds = {b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "a gzip archive", b"ID3": "an MP3", b"OggS": "an Ogg file"}
-    kinds |= {b"fLaC": "a FLAC file", b"\x89PNG": "a picture", b"%PDF": "a PDF", b"7z\xbc\xaf": "a 7z archive"}
-    if not data:
-        raise Refused(422, "the upload is empty: send the bytes of a MIDI file")
-    for magic, name in kinds.items():
-        if data.startswith(magic):
-            remedy = "unpack it and send a MIDI file of it" if "archive" in name else "send a MIDI file (.mid)"
-            raise Refused(415, f"the upload is {name}, no MIDI file: {remedy}")
-    if data.startswith(b"MThd") and len(data) >= 12:
-        tracks = int.from_bytes(data[10:12], "big")
-        if max(tracks, data.count(b"MTrk")) > limits.tracks:
-            raise Refused(
-                413, f"the upload has {tracks:,} tracks, at most {limits.tracks} are read: merge some of them"
-            )
-
-
-def _played_notes(data: bytes, limits: Limits) -> Performance:
-    """The performance of a JSON object with `notes` and perhaps `pedal`. Refused, naming the first bad one."""
-    try:
-        given = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {error}") from error
-    if not isinstance(given, dict) or not isinstance(given.get("notes"), list):
-        raise Refused(422, 'the body must be {"notes": [{"onset", "duration", "pitch", "velocity"}, ...]}')
-    pedal = given.get("pedal") or []
-    if not isinstance(pedal, list):
-        raise Refused(422, 'pedal must be a list of {"time", "value"}')
-    if unknown := sorted(set(given) - {"notes", "pedal"}):
-        raise Refused(422, f"the body has unknown fields ({', '.join(map(str, unknown))[:80]}): take them out")
-    if not given["notes"]:
-        raise Refused(422, "there are no notes: play at least one")
-    if max(len(given["notes"]), len(pedal)) > limits.played_notes:
-        raise Refused(413, f"more than {limits.played_notes:,} notes: send fewer, or a MIDI file")
-    columns = [_columns("note", given["notes"], ("onset", "duration", "pitch", "velocity"))]
-    columns.append(_columns("pedal event", pedal, ("time", "value")))
-    (onset, duration, pitch, velocity), (time, value) = columns
-    return Performance(
-        onset=onset,
-        duration=duration,
-        pitch=pitch,
-        velocity=velocity,
-        part=np.zeros(len(onset), np.uint8),
-        pedal_time=time,
-        pedal_value=value,
-        pedal_part=np.zeros(len(time), np.uint8),
-    )
-
-
-def _columns(what: str, rows: list[Any], names: tuple[str, ...]) -> Iterator[np.ndarray]:
-    for name in names:
-        values = [row.get(name) if isinstance(row, dict) else None for row in rows]
-        for index, value in enumerate(values):
-            if type(value) not in (int, float) or not abs(value or 0) < 1e9:
-                raise Refused(422, f"{what} {index}: {name} must be a number, not {str(value)[:40]}")
-        yield np.array(values, np.float64)
-
-
-def _halved(wav: bytes, seconds: float) -> bytes:
-    """A mono WAV of half the rate, filtered before; what rings on fades out in the last tenth."""
-    import io
-    import wave
-
-    with wave.open(io.BytesIO(wav)) as file:
-        frames = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, 2)
-    mono = frames[: int(seconds * audio.SAMPLE_RATE)].mean(axis=1)
-    taps = np.sinc((np.arange(63) - 31) / 2.2) * np.hanning(65)[1:-1]
-    low = np.convolve(mono, taps / taps.sum(), mode="same")[::2]
-    fade = max(len(low) // 10, 1)
-    low[-fade:] *= np.linspace(1, 0, fade)
-    result = io.BytesIO()
-    with wave.open(result, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(np.rint(low).clip(-32768, 32767).astype("<i2").tobytes())
-    return result.getvalue()

@@ -53,7 +53,7 @@ class Service:
 
     async def close(self) -> None:
         """Stops whatever is under way."""
-        late = [*self._background, *self._samples.values()]
+        late: list[asyncio.Future[Any]] = [*self._background, *self._samples.values()]
         for doing in late:
             doing.cancel()
         await asyncio.gather(*late, return_exceptions=True)

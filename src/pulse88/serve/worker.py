@@ -1,6 +1,6 @@
 """A worker process: reads works from its standard input, one after another, and answers on its standard output.
 
-    python -m pulse88.serve.worker '{"weights": null, "adapter": null, "index": null, "engine": "auto", "limits": {...}}'
+    python -m pulse88.serve.worker '{"weights": null, "adapter": null, "index": null, "engine": "auto", "limits": {}}'
 
 It ends when its input does, so nobody outlives the server. Messages of duets are served between two notes of whatever
 else is under way.
@@ -27,7 +27,8 @@ from pulse88.overlap_index import OverlapIndex, OverlapIndexError
 from pulse88.serve.duet_room import DuetRoom
 from pulse88.serve.limits import Limits
 from pulse88.serve.messages import Message, receive, send
-from pulse88.serve.room import Refused, Room
+from pulse88.serve.room import Room
+from pulse88.serve.uploads import Refused
 
 
 class Worker:
