@@ -72,11 +72,11 @@ def main() -> None:
             layers.append(saved_bytes(run, known))
             return kept[0]
 
-        layer.forward = counted  # type: ignore[method-assign]
+        layer.forward = counted
         hooks.append((layer, plain))
     loss()
     for layer, plain in hooks:
-        layer.forward = plain  # type: ignore[method-assign]
+        layer.forward = plain
     whole = saved_bytes(loss, known)
     model.gradient_checkpointing = True
     # A checkpoint keeps a layer's input, in float32, where the hooks of autograd don't see it.
