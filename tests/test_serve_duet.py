@@ -22,7 +22,11 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from pulse88.notes import Note, Performance
+from pulse88.serve.history import History
 from pulse88.serve.phrase import SHORTEST, Phrase
+from pulse88.tokenizer import Tokenizer
+from pulse88.vocabulary import FINE, Grammar
 from serving import SECONDS, Running, running, tiny_weights
 
 PITCHES = (60, 64, 67, 72, 67, 64)
@@ -247,3 +251,52 @@ def test_whatever_is_played_every_note_ends_and_none_lasts_less_than_it_may(play
     assert not phrase.down and not phrase.ringing
     everything = phrase.all()
     assert len(everything) == struck and (everything.duration >= SHORTEST).all()
+
+
+# Histories
+
+
+def played(history: History, onsets: list[float], pitch: int = 60) -> None:
+    for index, onset in enumerate(onsets):
+        history.phrase.on(onset, pitch + index % 12, 80)
+        history.phrase.off(onset + 0.05, pitch + index % 12)
+
+
+@pytest.mark.parametrize(("gap", "pulse"), [(0.5, 0.0625), (0.32, 0.08), (0.09, 0.09)])
+def test_an_answer_begins_on_the_pulse_and_soon(gap: float, pulse: float) -> None:
+    history = History(Tokenizer(FINE), 400)
+    played(history, [3 + gap * index for index in range(12)])
+    history.end_phrase(20.0)
+    last = 3 + gap * 11
+    for soonest in (last + 0.7, last + 1.234, last + 30.0):
+        begins = history.begins_at(soonest)
+        assert soonest - 1e-9 <= begins <= soonest + 0.1
+        assert (begins - last) / pulse == pytest.approx(round((begins - last) / pulse), abs=1e-6)
+
+
+def test_what_was_read_stays_read_however_long_it_gets() -> None:
+    history, kept = History(Tokenizer(FINE), 40), 0
+    before: tuple[int, ...] = ()
+    for index in range(600):
+        played(history, [0.2 * index])
+        if index % 7 == 6:
+            history.end_phrase(0.2 * index + 0.1)
+        now = history.over()
+        Grammar.of(now)
+        assert len(now) <= 40 * 4 + 1
+        kept += now[: len(before)] == before
+        before = now
+    assert kept > 500
+    assert len(history.everything) == 600
+
+
+def test_notes_of_one_chord_are_read_when_no_more_can_come_to_it() -> None:
+    history = History(Tokenizer(FINE), 400)
+    played(history, [0.0, 0.5, 0.505, 0.51])
+    assert len(history.over()) == 1 + 4  # BOS and the first note
+    history.end_phrase(1.0)
+    assert len(history.ids) == 1 + 16
+    whole = Tokenizer(FINE).encode(Performance.from_notes(history.notes), ends=False)
+    assert list(history.ids) == whole.ids.tolist()
+    history.add_answer(bytes((10, 71, 140, 160)), [Note(1.5, 0.2, 60, 80, 1)])
+    assert history.anchor == 1.5 and len(history.with_answer(b"")) == 21

@@ -1,17 +1,14 @@
 """A duet over a WebSocket: somebody plays, pauses, and is answered; when they play again, the answer yields.
 
-Everything that was played is a row of ids that only grows: a phrase as it is encoded at the pause, then the answer as
-far as it was heard. A worker reads along while the phrase is played (duet_room.py). Times are the player's own.
+A worker reads along while somebody plays (duet_room.py); what was played is history.py's. Times are the player's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
-import math
 import secrets
 import time
 from typing import Any
@@ -22,7 +19,7 @@ from pydantic import ValidationError
 from pulse88 import key
 from pulse88.notes import Note, Performance
 from pulse88.serve.duet_messages import Hello, Key, read_message
-from pulse88.serve.phrase import Phrase
+from pulse88.serve.history import History
 from pulse88.serve.pool import Worker
 from pulse88.serve.problems import Problem, WorkerLost
 from pulse88.serve.schemas import sampled
@@ -33,15 +30,11 @@ from pulse88.vocabulary import EVENT_TOKENS, FINE
 LEAD = (
     0.05  # seconds that the first note of an answer lies behind the noticed pause at least, so that it is made in time
 )
-LATEST = 0.1  # and seconds that it may wait for the pulse
-PULSE_NOTES = 16  # notes that tell the pulse
-TOGETHER = 0.05  # seconds; what is struck within belongs together
 AHEAD = 2.0  # seconds that notes are made before they sound
 BATCH = 4  # notes of an answer that are made at once,
 IN_TIME = 0.5  # when so many seconds are made already; before, each is sent as soon as it is there
-HISTORY = 0.78  # of the context, that what was played may fill before its beginning is forgotten
-LONGEST_PHRASE = 200  # notes that are encoded anew with every key
-MOST_REMEMBERED = 20_000  # notes that can be saved
+SHARE = 0.78  # of the context, that what was played may fill before its beginning is forgotten
+KEY_NOTES = 64  # that tell the key
 BURST = 1000  # messages that may come at once
 OUR_PART = 1
 READY_SECONDS = 10.0  # that a lost worker may take to be replaced
@@ -59,15 +52,11 @@ class Duet:
         self._visitor: str = socket.state.visitor
         self._hello = Hello(type="hello")
         self._worker: Worker | None = None
-        self._ids: tuple[int, ...] = ()  # of all before the phrase
-        self._anchor: float | None = None  # onset of the last note before the phrase
-        self._heard: list[Note] = []  # all before the phrase, with parts
-        self._phrase = Phrase()
+        self.history = History(self._tokenizer, 0)
         self._clock_offset: float | None = None  # our clock less the player's; the message that came soonest counts
         self._answers = 0
         self._answer: _Answer | None = None
         self._random_seed = 0
-        self._longest = 0  # notes that are read
         self._pause: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
@@ -106,8 +95,8 @@ class Duet:
         await self._service.pool.wait_until_ready()
         self._worker = self._service.pool.aside()
         assert self._service.pool.grid is not None and self._service.pool.model is not None
-        self._longest = int(HISTORY * self._service.pool.model["context_notes"])
         self._tokenizer = Tokenizer(self._service.pool.grid)
+        self.history = History(self._tokenizer, int(SHARE * self._service.pool.model["context_notes"]))
         began, messages = time.monotonic(), 0
         while True:
             text = await self._socket.receive_text()
@@ -137,11 +126,11 @@ class Duet:
         match message.type:
             case "on":
                 await self._yield(message.time)
-                self._phrase.on(message.time, message.pitch, message.velocity)
+                self.history.phrase.on(message.time, message.pitch, message.velocity)
             case "off":
-                self._phrase.off(message.time, message.pitch)
+                self.history.phrase.off(message.time, message.pitch)
             case "pedal":
-                self._phrase.pedal(message.time, message.value)
+                self.history.phrase.pedal(message.time, message.value)
             case "answer":
                 await self._yield(message.time)
                 self._begin_answer()
@@ -161,10 +150,7 @@ class Duet:
             seed = self._service.memory.seeds.get(hello.seed)
             rows = seed.facts["notes"]
             notes = [Note(on, long, int(pitch), int(velocity)) for on, long, pitch, velocity, _ in rows]
-            self._heard = notes[-128:]
-            encoding = self._tokenizer.encode(Performance.from_notes(self._heard), ends=False)
-            self._ids = tuple(encoding.ids.tolist())
-            self._anchor = None  # Its clock is another: the first phrase comes a breath after it.
+            self.history.begin_with(notes)
         told = {"settings": hello.settings.told(), "pause": hello.pause, "answer_seconds": hello.answer_seconds}
         await self._send({"type": "ready", "random_seed": random_seed} | told)
 
@@ -183,7 +169,7 @@ class Duet:
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-        if self._hello.pause and not self._phrase.down and self._phrase.notes:
+        if self._hello.pause and not self.history.phrase.down and self.history.phrase.notes:
             loop = asyncio.get_running_loop()
             self._pause = loop.call_later(self._hello.pause, self._begin_answer)
 
@@ -195,60 +181,28 @@ class Duet:
             self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        read = -1
+        read: tuple[int, ...] = ()
         while True:
-            if len(self._phrase.notes) > LONGEST_PHRASE:
-                self._commit(self._phrase.take_over())
-            ids = self._ids + self._encoded(self._phrase.over())
-            if len(ids) <= EVENT_TOKENS or len(ids) == read:
+            ids = self.history.over()
+            if len(ids) <= EVENT_TOKENS or ids == read:
                 return
-            read = len(ids)
-            ids = recent(ids, self._longest)
+            read = ids
             with contextlib.suppress(Problem):  # Whatever it is, the answer will meet it again.
                 await self._ask({"is": "duet_read", "ids": bytes(ids).hex()})
-            notes = read // EVENT_TOKENS
-            unread = (len(self._ids) // EVENT_TOKENS) + len(self._phrase.notes) - notes
-            await self._send({"type": "listening", "read": notes, "unread": max(unread, 0)})
-
-    def _encoded(self, phrase: Performance) -> tuple[int, ...]:
-        """The ids of a phrase after all that came before it."""
-        if not len(phrase):
-            return ()
-        begins = not self._ids
-        origin = None if begins else self._anchor
-        if origin is not None:
-            origin = min(origin, float(phrase.onset[0]))
-        ids = self._tokenizer.encode(phrase, begins=begins, ends=False, origin=origin).ids
-        return tuple(ids.tolist())
+            known = (len(self.history.ids) + EVENT_TOKENS * len(self.history.phrase.notes) - len(ids)) // EVENT_TOKENS
+            await self._send({"type": "listening", "read": len(ids) // EVENT_TOKENS, "unread": max(known, 0)})
 
     # Answering
 
     def _begin_answer(self) -> None:
-        if self._answer is None and (self._phrase.notes or self._ids):
+        if self._answer is None and not self.history.is_empty:
             self._answer = _Answer(self, self._answers)
             self._answers += 1
 
     def answer_over(self, made: bytes, notes: list[Note]) -> None:
         """An answer, or what was heard of it, is part of what was played."""
         self._answer = None
-        self._ids += tuple(made)
-        self._heard += notes
-        if notes:
-            self._anchor = notes[-1].onset
-
-    def take_phrase(self, now: float) -> None:
-        """The phrase is over, and part of what was played."""
-        self._phrase.finish(now)
-        self._commit(self._phrase.all())
-        self._phrase = Phrase(pedal_down=self._phrase.pedal_down)
-
-    def _commit(self, played: Performance) -> None:
-        """Notes that won't change any more."""
-        self._ids += self._encoded(played)
-        self._heard += list(played)
-        del self._heard[:-MOST_REMEMBERED]
-        if len(played):
-            self._anchor = float(played.onset[-1])
+        self.history.add_answer(made, notes)
 
     async def _yield(self, now: float) -> None:
         if self._answer is not None:
@@ -257,7 +211,7 @@ class Duet:
     # Talking
 
     async def _save(self) -> None:
-        notes = [*self._heard, *self._phrase.notes]
+        notes = self.history.everything
         first = min((note.onset for note in notes), default=0.0)
         rows = [[note.onset - first, note.duration, note.pitch, note.velocity, note.part] for note in notes]
         seed = await self._service.seed_of_rows(self._visitor, rows, ("You", "Pulse88"))
@@ -283,31 +237,6 @@ class Duet:
     async def _complain(self, problem: Problem) -> None:
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await self._send({"type": "error", "problem": problem.to_json()})
-
-
-def in_time(soonest: float, last: float, onsets: list[float]) -> float:
-    """When an answer begins: at `soonest` or up to LATEST seconds later, on the pulse of what was played.
-
-    The pulse is the median gap between the onsets, counted from the `last` one, and halved until it is short enough.
-    """
-    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(onsets) if later - earlier > TOGETHER)
-    if not gaps:
-        return soonest
-    pulse = gaps[len(gaps) // 2]
-    while pulse > LATEST:
-        pulse /= 2
-    return last + math.ceil((soonest - last) / pulse) * pulse
-
-
-def recent(ids: tuple[int, ...], longest: int) -> tuple[int, ...]:
-    """What is read of all ids: at most the `longest` latest notes, cut so that the beginning stays for long."""
-    events = len(ids) // EVENT_TOKENS
-    if events <= longest:
-        return ids
-    kept = longest * 5 // 8
-    step = longest - kept
-    left_out = (events - kept) // step * step
-    return ids[len(ids) % EVENT_TOKENS :][left_out * EVENT_TOKENS :]
 
 
 class _Answer:
@@ -347,15 +276,15 @@ class _Answer:
         duet = self._duet
         noticed = time.perf_counter()
         now = duet._now()
-        duet.take_phrase(now)
+        duet.history.end_phrase(now)
         await duet._send({"type": "answering", "answer": self._number, "time": round(now, 4)})
         settings = duet._hello.settings
         temperature, top_p = sampled(settings.liveliness, settings.temperature, settings.top_p)
-        anchor = now if duet._anchor is None else duet._anchor
-        first = in_time(now + LEAD, anchor, [note.onset for note in duet._heard[-PULSE_NOTES:]])
+        anchor = now if duet.history.anchor is None else duet.history.anchor
+        first = duet.history.begins_at(now + LEAD)
         scale = None
-        if settings.in_key and duet._heard:
-            scale = key.find(Performance.from_notes(duet._heard[-64:])).pitch_classes
+        if settings.in_key and duet.history.notes:
+            scale = key.find(Performance.from_notes(duet.history.notes[-KEY_NOTES:])).pitch_classes
         asked = {
             "is": "duet_answer",
             "temperature": temperature,
@@ -372,7 +301,7 @@ class _Answer:
         while not over:
             ahead = self._notes[-1].onset - duet._now() if self._notes else 0.0
             count = BATCH if ahead > IN_TIME else 1
-            ids = bytes(recent(duet._ids + tuple(self._made), duet._longest))
+            ids = bytes(duet.history.with_answer(self._made))
             answer = await duet._ask(asked | {"ids": ids.hex(), "made": self._made.hex(), "count": count})
             over, ids = answer["over"], bytes.fromhex(answer["ids"])
             if not self._made and ids:
