@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import mimetypes
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, WebSocket
-from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from pulse88 import __version__, audio
-from pulse88.page import STATIC
+from pulse88 import __version__
 from pulse88.serve import examples, schemas
+from pulse88.serve.documented import MIDI, answers, bytes_of, inlined, midi_body
 from pulse88.serve.duet import Duet
-from pulse88.serve.guard import TOKEN_COOKIE, VISITOR_COOKIE, Doorway, Guard, cookies
+from pulse88.serve.guard import Doorway, Guard
 from pulse88.serve.metrics import MEDIA_TYPE as METRICS_TYPE
+from pulse88.serve.page_routes import page_routes, sound_routes
 from pulse88.serve.problems import MEDIA_TYPE as PROBLEM_TYPE
 from pulse88.serve.problems import Problem
-from pulse88.serve.samples import LAYERS, PITCHES, SAMPLE_RATE
+from pulse88.serve.samples import LAYERS, PITCHES
 from pulse88.serve.schemas import Id
 from pulse88.serve.service import KINDS, Service, parsed, sentence
 from pulse88.serve.streams import NDJSON, SSE, EventStream, body_of, unless_gone, until_done
 
-MIDI = "audio/midi"
 MIDI_TYPES = frozenset({MIDI, "audio/x-midi", "audio/mid", "application/x-midi", "application/octet-stream"})
-FOREVER = "public, max-age=31536000, immutable"
 EXAMPLE_IDS = Literal["carol", "motif", "one-note", "piece"]
 
 _log = logging.getLogger(__name__)
@@ -66,11 +59,11 @@ def application(service: Service, doorway: Doorway | None = None, *, renders_ahe
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fault)
-    _page_routes(app)
+    page_routes(app)
     _status_routes(app, service)
     _seed_routes(app, service)
     _take_routes(app, service)
-    _sound_routes(app, service)
+    sound_routes(app, service)
 
     @app.websocket("/v1/duet")
     async def duet(socket: WebSocket) -> None:
@@ -79,67 +72,8 @@ def application(service: Service, doorway: Doorway | None = None, *, renders_ahe
     return Guard(app, doorway, service.metrics, service.limits.json_bytes)
 
 
-def _answers(*statuses: int, **more: Any) -> dict[int | str, Any]:
-    """What OpenAPI says of the problems that a route may answer with."""
-    found = {"description": "A problem", "model": schemas.ProblemFacts}
-    body = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemFacts"}}}
-    problems: dict[int | str, Any] = {
-        status: found | {"content": body} for status in (400, 401, 403, 500, 503, *statuses)
-    }
-    return {**problems, **{int(status.lstrip("s")): said for status, said in more.items()}}
-
-
-def _bytes(description: str, *types: str) -> dict[str, Any]:
-    return {"description": description, "content": {kind: {"schema": {"type": "string"}} for kind in types}}
-
-
-def _midi_body(**others: Any) -> dict[str, Any]:
-    content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (MIDI,)}
-    return {"requestBody": {"required": True, "content": content | others}}
-
-
-def _page_routes(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        answer = _static(request, "index.html")
-        known = cookies(request.headers)
-        if VISITOR_COOKIE not in known:
-            answer.set_cookie(VISITOR_COOKIE, secrets.token_hex(16), httponly=True, samesite="strict", max_age=2**25)
-        if token := request.query_params.get("token"):
-            answer.set_cookie(TOKEN_COOKIE, token, httponly=True, samesite="strict", max_age=2**25)
-        return answer
-
-    @app.get("/static/{name}", include_in_schema=False)
-    async def static(request: Request, name: str) -> Response:
-        return _static(request, name)
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def icon(request: Request) -> Response:
-        return _static(request, "icon.svg")
-
-
-def _static(request: Request, name: str) -> Response:
-    """A file of the page, if it is one of those that were found in its folder: no path is made of what is asked."""
-    path = _static_files().get(name)
-    if path is None:
-        raise Problem(404, f"the page has no file {name[:80]!r}")
-    data = path.read_bytes()
-    tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    kind = {".js": "text/javascript", ".mjs": "text/javascript"}.get(path.suffix, kind)
-    charset = "; charset=utf-8" if kind.startswith("text/") else ""
-    return Response(data, headers=headers | {"content-type": kind + charset})
-
-
-def _static_files() -> dict[str, Path]:
-    return {path.name: path for path in STATIC.iterdir() if path.is_file()}
-
-
 def _status_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/health", response_model=schemas.Health, responses=_answers(s503={"model": schemas.Health}))
+    @app.get("/v1/health", response_model=schemas.Health, responses=answers(s503={"model": schemas.Health}))
     async def health() -> JSONResponse:
         """Whether a worker is ready."""
         ready = service.pool.ready
@@ -147,12 +81,12 @@ def _status_routes(app: FastAPI, service: Service) -> None:
         told = {"status": status, "version": __version__, "workers": ready, "waiting": service.pool.waiting}
         return JSONResponse(told, 200 if ready else 503)
 
-    @app.get("/metrics", responses={200: _bytes("Prometheus' text", "text/plain")}, response_class=Response)
+    @app.get("/metrics", responses={200: bytes_of("Prometheus' text", "text/plain")}, response_class=Response)
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), headers={"content-type": METRICS_TYPE})
 
-    @app.get("/v1/info", responses=_answers())
+    @app.get("/v1/info", responses=answers())
     async def info() -> schemas.Info:
         """Model, limits and defaults."""
         return schemas.Info(
@@ -162,14 +96,14 @@ def _status_routes(app: FastAPI, service: Service) -> None:
             defaults=schemas.defaults(),
         )
 
-    @app.get("/v1/examples", response_model=schemas.Examples, responses=_answers(429))
+    @app.get("/v1/examples", response_model=schemas.Examples, responses=answers(429))
     async def all_examples(request: Request) -> dict[str, Any]:
         """Seeds to begin with."""
         return {"examples": await service.examples(request.state.visitor)}
 
     @app.get(
         "/v1/examples/{id}.mid",
-        responses=_answers(404, 422, s200=_bytes("A MIDI file", MIDI)),
+        responses=answers(404, 422, s200=bytes_of("A MIDI file", MIDI)),
         response_class=Response,
     )
     async def example(id: EXAMPLE_IDS) -> Response:
@@ -185,8 +119,8 @@ def _seed_routes(app: FastAPI, service: Service) -> None:
         "/v1/seeds",
         status_code=201,
         response_model=schemas.SeedFacts,
-        responses=_answers(408, 413, 415, 422, 429),
-        openapi_extra=_midi_body(**_inlined(played)),
+        responses=answers(408, 413, 415, 422, 429),
+        openapi_extra=midi_body(**inlined(played)),
     )
     async def make_seed(request: Request) -> Response:
         """Reads a MIDI file or played notes."""
@@ -204,12 +138,12 @@ def _seed_routes(app: FastAPI, service: Service) -> None:
         service.read_ahead(seed)
         return JSONResponse(service.seed_facts(seed), 201)
 
-    @app.get("/v1/seeds/{id}", response_model=schemas.SeedFacts, responses=_answers(404, 422))
+    @app.get("/v1/seeds/{id}", response_model=schemas.SeedFacts, responses=answers(404, 422))
     async def seed(id: Id) -> Response:
         """A seed again."""
         return JSONResponse(service.seed_facts(service.memory.seeds.get(id)))
 
-    @app.delete("/v1/seeds/{id}", status_code=204, responses=_answers(404, 422))
+    @app.delete("/v1/seeds/{id}", status_code=204, responses=answers(404, 422))
     async def forget_seed(id: Id) -> Response:
         """Forgets a seed."""
         service.forget_seed(id)
@@ -221,12 +155,12 @@ def _take_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/continuations",
-        responses=_answers(
+        responses=answers(
             *(404, 406, 408, 409, 413, 415, 422, 429),
-            s200=_bytes("Events as they come, or a MIDI file", NDJSON, SSE, MIDI),
+            s200=bytes_of("Events as they come, or a MIDI file", NDJSON, SSE, MIDI),
         ),
         response_class=Response,
-        openapi_extra=_midi_body(**_inlined(asked_json)),
+        openapi_extra=midi_body(**inlined(asked_json)),
     )
     async def continue_(request: Request) -> Response:
         """Continues a seed: a stream of events, or a MIDI file."""
@@ -272,8 +206,8 @@ def _take_routes(app: FastAPI, service: Service) -> None:
         "/v1/takes",
         status_code=201,
         response_model=schemas.TakeFacts,
-        responses=_answers(408, 413, 415, 422, 429),
-        openapi_extra=_midi_body(),
+        responses=answers(408, 413, 415, 422, 429),
+        openapi_extra=midi_body(),
     )
     async def restore(request: Request) -> Response:
         """Brings a take back from the MIDI file that pulse88 wrote."""
@@ -288,7 +222,7 @@ def _take_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/takes/{id}.{kind}",
-        responses=_answers(404, 409, 413, 422, 429, s200=_bytes(f"A file: {files}", *KINDS.values())),
+        responses=answers(404, 409, 413, 422, 429, s200=bytes_of(f"A file: {files}", *KINDS.values())),
         response_class=Response,
     )
     async def file(
@@ -303,63 +237,16 @@ def _take_routes(app: FastAPI, service: Service) -> None:
         name = f'attachment; filename="pulse88-{take.id[:8]}.{kind}"'
         return Response(data, headers={"content-type": KINDS[kind], "content-disposition": name})
 
-    @app.get("/v1/takes/{id}", response_model=schemas.TakeFacts, responses=_answers(404, 422))
+    @app.get("/v1/takes/{id}", response_model=schemas.TakeFacts, responses=answers(404, 422))
     async def take(id: Id) -> Response:
         """A take, as far as it is made."""
         return JSONResponse(service.memory.takes.get(id).to_json())
 
-    @app.delete("/v1/takes/{id}", status_code=204, responses=_answers(404, 422))
+    @app.delete("/v1/takes/{id}", status_code=204, responses=answers(404, 422))
     async def forget_take(id: Id) -> Response:
         """Stops a take and forgets it."""
         service.forget_take(id)
         return Response(status_code=204)
-
-
-def _sound_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/samples", responses=_answers())
-    async def samples() -> schemas.Samples:
-        """Where the piano's samples are."""
-        url = f"/v1/samples/{_font()[0]}/{{layer}}/{{pitch}}.wav"
-        return schemas.Samples(rate=SAMPLE_RATE, layers=list(LAYERS), pitches=list(PITCHES), url=url)
-
-    @app.get(
-        "/v1/samples/{digest}/{layer}/{pitch}.wav",
-        responses=_answers(404, 422, s200=_bytes("A WAV file", "audio/wav")),
-        response_class=Response,
-    )
-    async def sample(
-        digest: Annotated[str, InPath(pattern="^[0-9a-f]{8}$")],
-        layer: int,
-        pitch: int,
-    ) -> Response:
-        """One struck key, 16 bit, mono."""
-        if digest != _font()[0] or layer not in LAYERS or pitch not in PITCHES:
-            raise Problem(404, "there is no such sample: ask /v1/samples for those there are")
-        data = await service.sample(pitch, layer)
-        return Response(data, headers={"content-type": "audio/wav", "cache-control": FOREVER})
-
-    @app.get(
-        "/v1/soundfont",
-        responses={
-            304: {"description": "As before"},
-            **_answers(s200=_bytes("A SoundFont 2 file", "audio/x-soundfont")),
-        },
-        response_class=Response,
-    )
-    async def soundfont(request: Request) -> Response:
-        """The soundfont that the samples come from."""
-        digest, data = _font()
-        headers = {"etag": f'"{digest}"', "cache-control": "public, max-age=86400"}
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(data, headers=headers | {"content-type": "audio/x-soundfont"})
-
-
-@lru_cache(maxsize=1)
-def _font() -> tuple[str, bytes]:
-    """Digest and bytes of the soundfont; read once."""
-    data = audio.default_soundfont().read_bytes()
-    return hashlib.sha256(data).hexdigest()[:8], data
 
 
 def _accepted(request: Request) -> str:
@@ -408,19 +295,6 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _inlined(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON schemas without references into themselves, which OpenAPI would look for elsewhere."""
-
-    def within(value: Any, definitions: dict[str, Any]) -> Any:
-        if isinstance(value, dict):
-            if "$ref" in value:
-                return within(definitions[value["$ref"].rpartition("/")[2]], definitions)
-            return {key: within(inner, definitions) for key, inner in value.items() if key != "$defs"}
-        return [within(inner, definitions) for inner in value] if isinstance(value, list) else value
-
-    return {kind: {"schema": within(body["schema"], body["schema"].get("$defs", {}))} for kind, body in content.items()}
 
 
 def _answer(request: Request, problem: Problem) -> Response:

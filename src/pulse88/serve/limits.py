@@ -16,7 +16,7 @@ class Limits:
     notes: int = 100_000  # of an upload
     played_notes: int = 20_000  # of a seed given as JSON
     piece_seconds: float = 4 * 3600.0  # of an upload
-    audio_seconds: float = 1800.0  # of a WAV
+    audio_seconds: float = 900.0  # of a WAV, 173 MB of it
     seconds: float = 600.0  # of a continuation
     new_notes: int = 4000  # of a continuation
     seed_notes: int = 511

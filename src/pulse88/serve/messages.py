@@ -47,12 +47,12 @@ def receive(stream: BinaryIO) -> Message | None:
 
 
 async def receive_async(stream: asyncio.StreamReader) -> Message | None:
-    """The next message of an asyncio stream; None where it ends, in the middle of a message too."""
+    """The next message of an asyncio stream; None where it ends, in the middle of a message too, or makes no sense."""
     try:
         size = int.from_bytes(await stream.readexactly(4), "big")
         head = json.loads(await stream.readexactly(_checked(size)))
         blobs = [await stream.readexactly(_checked(length)) for length in head.pop("blobs")]
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
         return None
     return Message(head, blobs)
 

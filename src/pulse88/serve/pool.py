@@ -263,10 +263,17 @@ class Pool:
         pause = 0.5
         while not self._closing:
             began = time.monotonic()
-            worker = await self._started()
+            try:
+                worker = await self._started()
+            except OSError as error:
+                _log.error("no worker can be started (%s)", error)
+                await asyncio.sleep(LONGEST_PAUSE)
+                continue
             self._workers.append(worker)
             try:
                 await self._listen(worker)
+            except Exception:  # noqa: BLE001 - whatever it is, the next worker has to be kept too
+                _log.exception("worker %d is given up", worker.number)
             finally:
                 self._lose(worker)
             if self._closing:

@@ -24,6 +24,7 @@ from pulse88.serve.schemas import Continuation, Settings
 from pulse88.serve.takes import Sink, Takes
 
 IDLE_SECONDS = 0.25  # between looks whether somebody waits
+MOST_BACKGROUND = 64  # things that wait for nobody to wait
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Service:
         self.pool = Pool(workers, files, engine, self.limits, self.metrics)
         self.memory = Memory(self.limits, self.metrics)
         self.takes = Takes(self.pool, self.memory, self.limits, self.metrics)
+        self._quiet = asyncio.Lock()  # one thing at a time while nobody waits
         self._background: set[asyncio.Task[None]] = set()
         self._examples: list[dict[str, Any]] | None = None
         self._samples: dict[tuple[int, int], asyncio.Future[bytes]] = {}
@@ -192,13 +194,16 @@ class Service:
 
     def read_ahead(self, seed: Seed) -> None:
         """Has a seed read, so that its first take begins at once."""
-        self._later(self._read(seed))
+        if len(self._background) < MOST_BACKGROUND:
+            self._later(self._read(seed))
 
     async def _read(self, seed: Seed) -> None:
         take = Take(seed.visitor, seed, Settings().resolved(), 0, 0)
         take.settings["seed_notes"] = self.seed_notes(take.settings["seed_notes"])
-        await self._idle()
-        if self.memory.snapshots.nearest(reading(take), 0) is None:
+        async with self._quiet:
+            await self._idle()
+            if self.memory.seeds.find(seed.id) is None or self.memory.snapshots.nearest(reading(take), 0) is not None:
+                return
             settings = take.settings
             head = {"is": "read", "settings": settings, "seed_ids": seed.seed_ids, "number": 0, "random_seed": 0}
             _, message = await self.pool.do(seed.visitor, "read ahead", head, [seed.midi], admitted=True)
@@ -212,8 +217,9 @@ class Service:
         await self.pool.wait_until_ready()
         for layer in sorted(layers, reverse=True):
             for pitch in sorted(pitches, key=lambda pitch: abs(pitch - 62)):
-                await self._idle()
-                await self.sample(pitch, layer)
+                async with self._quiet:
+                    await self._idle()
+                    await self.sample(pitch, layer)
 
     async def _idle(self) -> None:
         while not self.pool.is_idle:

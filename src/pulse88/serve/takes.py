@@ -124,6 +124,8 @@ class Takes:
             "why": judged.head["why"],
         }
         candidates[best].told()
+        for candidate in candidates:
+            candidate.forget()
         return reasons[best]
 
 
@@ -184,6 +186,10 @@ class _Playing:
         take.made, take.seconds, take.drawn = self.made, round(self.seconds, 6), self._number
         for index, note in enumerate(self.notes):
             self._tell(index, note)
+
+    def forget(self) -> None:
+        """Its snapshots are of no use any more."""
+        self._memory.snapshots.forget(self._owner)
 
     @property
     def _place(self) -> str:
