@@ -91,7 +91,7 @@ def duet(visit: Visit, runs: int) -> None:
         visit.until("pulse88.live.duet.notes.length && pulse88.live.duet.turn !== 'connecting'")
         page.wait_for_timeout(400)
     sent = visit("pulse88.live.duet.latencies.map((each) => each.first)")
-    heard = visit("[...pulse88.live.duet.answers.values()].flatMap((each) => each.heard ?? [])")
+    heard = visit("pulse88.live.delays")
     for name, times in (("sent", sent), ("sounding", heard)):
         low, high = min(times), max(times)
         print(f"duet, pause to first note {name}: median {statistics.median(times):.0f} ms ({low:.0f} to {high:.0f})")

@@ -8,7 +8,7 @@ import { glance } from "../../src/pulse88/page/static/glance.js";
 import { letterOf, STEPS } from "../../src/pulse88/page/static/keymap.js";
 import { understand } from "../../src/pulse88/page/static/midi_in.js";
 import { clock, count, firstFrom, keyName, keySpoken, pedalSpans, pitchRange, soundingEnds } from "../../src/pulse88/page/static/music.js";
-import { Recording } from "../../src/pulse88/page/static/recording.js";
+import { fromStart, Recording } from "../../src/pulse88/page/static/recording.js";
 
 const note = (onset, duration, pitch = 60, part = 0) => ({ onset, duration, pitch, velocity: 70, part });
 
@@ -72,11 +72,11 @@ test("what is played becomes a seed that begins at once", () => {
   recording.setPedal(127, 5.1);
   recording.down(64, 75, 6); // struck again while it is down
   assert.equal(recording.until(6.5).length, 3);
-  const { notes, pedal } = recording.finish(7);
+  const { notes, pedal } = fromStart(recording.until(7), recording.pedal);
   const rows = notes.map(({ onset, duration, pitch }) => [onset, duration, pitch].map((value) => Math.round(value * 1000) / 1000));
   assert.deepEqual(rows, [[0.1, 0.5, 60], [0.35, 0.75, 64], [1.1, 1, 64]]);
   assert.ok(Math.abs(pedal[0].time - 0.2) < 1e-9);
-  assert.equal(new Recording().finish(3), null);
+  assert.deepEqual(fromStart(new Recording().until(3), []), { notes: [], pedal: [] });
 });
 
 test("latencies are counted, the slowest in the last bar", () => {

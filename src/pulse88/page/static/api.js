@@ -57,8 +57,6 @@ export async function seedOfNotes(notes, pedal) {
   return seedFrom(await json("/v1/seeds", post(JSON.stringify(body), "application/json")));
 }
 
-export const seedOfId = async (id) => seedFrom(await json(`/v1/seeds/${id}`));
-
 /** A take that this server makes again from its MIDI file; its id. */
 export const revive = async (bytes) => (await json("/v1/takes", post(bytes, "audio/midi"))).take;
 

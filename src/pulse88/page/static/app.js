@@ -49,10 +49,9 @@ let asked = null; // the click on Continue whose first note hasn't sounded yet
 
 // Beginning a piece.
 
-/** With what was played live, {notes, pedal, name} or {seed, name}; with null back to the piece that was open. */
+/** With what was played live, {notes, pedal, name}; with null back to the piece that was open. */
 async function begin(from) {
-  if (from?.seed) await piece.openServerSeed(from.seed, from.name);
-  else if (from) await piece.openNotes(from.notes, from.pedal, from.name);
+  if (from) await piece.openNotes(from.notes, from.pedal, from.name);
   live.leave();
   refresh(true);
 }

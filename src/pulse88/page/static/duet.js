@@ -12,14 +12,16 @@ export class Duet extends EventTarget {
     this.turn = "connecting"; // "you", "it"
     this.answers = new Map(); // number → {notes, ended}
     this.latencies = []; // {first, waited, read, made, heard}: milliseconds
+    this.unsent = [{ type: "hello", ...options }]; // while it connects
     this.socket = connect();
-    this.socket.addEventListener("open", () => this.send({ type: "hello", ...options }));
+    this.socket.addEventListener("open", () => this.unsent.splice(0).forEach((message) => this.send(message)));
     this.socket.addEventListener("message", (message) => this.hear(JSON.parse(message.data)));
     this.socket.addEventListener("close", () => this.closed());
   }
 
   send(message) {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+    if (this.socket.readyState === WebSocket.CONNECTING) this.unsent.push(message);
+    else if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
   /** A key or pedal of the user's; playing while it answers makes it yield at once, before the server knows. */
@@ -58,7 +60,6 @@ export class Duet extends EventTarget {
       this.tell("answered", answer);
       this.whenOver(message.answer, answer.ends);
     } else if (message.type === "yielded") this.yielded(message, answer);
-    else if (message.type === "saved") this.tell("saved", message.seed);
     else if (message.type === "error") this.tell("problem", sentence(message.problem));
   }
 
@@ -76,9 +77,15 @@ export class Duet extends EventTarget {
     }, Math.max(0, (time - now()) * 1000));
   }
 
-  /** All that the model played. */
+  /** All that the model plays, also what is still to come. */
   get notes() {
     return [...this.answers.values()].flatMap((answer) => answer.notes);
+  }
+
+  /** What of it is heard by `time`, cut where it yielded or hasn't ended yet. */
+  heard(time) {
+    const begun = this.notes.filter((note) => note.onset < time);
+    return begun.map((note) => ({ ...note, duration: Math.min(note.duration, Math.max(0.05, time - note.onset)) }));
   }
 
   setTurn(turn) {

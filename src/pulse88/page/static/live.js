@@ -1,11 +1,12 @@
 // Playing live: a phrase to begin a piece with, or a duet. The roll runs with the present, notes appear as they sound.
 
+import { seedOfNotes } from "./api.js";
 import { Duet, histogram, median, now } from "./duet.js";
 import { palette } from "./colours.js";
 import { Hands } from "./hands.js";
-import { byOnset } from "./music.js";
+import { byOnset, soundingEnds } from "./music.js";
 import { alert, onClick, status, tell } from "./notices.js";
-import { Recording } from "./recording.js";
+import { fromStart, Recording } from "./recording.js";
 
 const PRESENT_AT = 0.62; // of the roll's width
 const SCALE = 110; // pixels a second
@@ -14,7 +15,7 @@ const byId = (id) => document.getElementById(id);
 const TITLES = { record: "Play in", duet: "Duet" };
 
 export class Live {
-  /** `done` hears of {notes, pedal, name} or {seed, name} to begin a piece with, and of null. */
+  /** `done` hears of {notes, pedal, name} to begin a piece with, and of null. */
   constructor(sound, roll, controls, done) {
     Object.assign(this, { sound, roll, controls, done });
     this.mode = null;
@@ -26,7 +27,9 @@ export class Live {
     onClick("dock-use", () => this.use());
     onClick("dock-close", () => this.close());
     onClick("latency", () => this.showLatency());
-    for (const id of ["pause", "answer-seconds"]) byId(id).addEventListener("change", () => this.restart());
+    for (const id of ["pause", "answer-seconds", "controls"]) {
+      byId(id).addEventListener("change", () => this.mode === "duet" && this.changeDuet().catch(tell));
+    }
   }
 
   open(mode) {
@@ -53,6 +56,8 @@ export class Live {
     this.sound.silence();
     this.origin = null;
     this.recording = new Recording();
+    this.earlier = []; // the model's notes from before settings were changed
+    this.delays = []; // milliseconds from a noticed pause to the answer's first sound
     this.voices = [];
     this.shown = -1;
     this.roll.live.clear();
@@ -64,10 +69,25 @@ export class Live {
     this.showTurn();
   }
 
-  beginDuet() {
+  /** Other settings: nothing that was played is lost, and the model knows of it. */
+  async changeDuet() {
+    if (this.origin === null) return this.restart();
+    const changing = this.duet;
+    const { notes } = this.played();
+    const { server } = await seedOfNotes(notes, []);
+    if (this.mode !== "duet" || this.duet !== changing) return;
+    this.earlier.push(...changing.heard(now()));
+    this.silenceAnswer();
+    changing.end();
+    this.beginDuet(server);
+    this.duet.latencies.push(...changing.latencies);
+    this.showTurn();
+  }
+
+  beginDuet(seed = null) {
     const { liveliness, temperature, top_p, register, in_key } = this.controls.settings;
     const settings = Object.fromEntries(Object.entries({ liveliness, temperature, top_p, register, in_key }).filter(([, value]) => value !== undefined));
-    const duet = new Duet({ settings, pause: Number(byId("pause").value), answer_seconds: Number(byId("answer-seconds").value) });
+    const duet = new Duet({ settings, pause: Number(byId("pause").value), answer_seconds: Number(byId("answer-seconds").value), seed });
     this.duet = duet;
     duet.addEventListener("turn", () => this.showTurn());
     duet.addEventListener("note", ({ detail }) => this.answer(detail));
@@ -75,7 +95,6 @@ export class Live {
     duet.addEventListener("cut", ({ detail }) => this.cut(detail.time));
     duet.addEventListener("latency", () => (byId("latency").hidden = false));
     duet.addEventListener("problem", ({ detail }) => alert(detail));
-    duet.addEventListener("saved", ({ detail }) => this.finish({ seed: detail, name: nameNow("Duet") }));
   }
 
   // What is played.
@@ -102,8 +121,7 @@ export class Live {
       const { context } = this.sound;
       const output = (context?.baseLatency ?? 0) + (context?.outputLatency ?? 0);
       // From the noticed pause to the sound leaving the computer, as far as the browser knows.
-      answer.heard = 1000 * (Math.max(now(), note.onset) - answer.noticed + output);
-      answer.late = 1000 * Math.max(0, -lead);
+      this.delays.push(1000 * (Math.max(now(), note.onset) - answer.noticed + output));
     }
   }
 
@@ -136,7 +154,7 @@ export class Live {
     const { roll } = this;
     const present = this.origin === null ? 0 : now() - this.origin;
     const mine = this.recording.notes;
-    const theirs = (this.duet?.notes ?? []).map((note) => ({ ...note, onset: note.onset - (this.origin ?? 0) }));
+    const theirs = this.onRoll([...this.earlier, ...(this.duet?.notes ?? [])]);
     if (mine.length + theirs.length !== this.shown) {
       this.shown = mine.length + theirs.length;
       const notes = [...mine, ...theirs].sort(byOnset);
@@ -163,6 +181,11 @@ export class Live {
     const pitches = [...roll.ghosts, ...theirs].map((note) => note.pitch);
     roll.rows = { ...roll.rows, low: Math.min(low, 43, ...pitches), high: Math.max(high, 91, ...pitches) };
     roll.redraw();
+  }
+
+  /** The model's notes on the roll's clock. */
+  onRoll(notes) {
+    return notes.map((note) => ({ ...note, onset: note.onset - (this.origin ?? 0) }));
   }
 
   showTurn() {
@@ -205,13 +228,11 @@ export class Live {
   }
 
   showLatency() {
-    const { latencies, answers } = this.duet ?? { latencies: [], answers: new Map() };
-    const firsts = latencies.map((latency) => latency.first);
-    const heard = [...answers.values()].flatMap((answer) => (answer.heard === undefined ? [] : [answer.heard]));
+    const firsts = (this.duet?.latencies ?? []).map((latency) => latency.first);
     const word = (values) => `${Math.round(median(values))} ms`;
     byId("latency-text").textContent = firsts.length
       ? `From the noticed pause to the first note of ${firsts.length} answer${firsts.length === 1 ? "" : "s"}: sent by the server after ${word(firsts)}, ` +
-        `sounding after ${word(heard)} (medians). The pause itself, ${byId("pause").value} s, comes before.`
+        `sounding after ${word(this.delays)} (medians). The pause itself, ${byId("pause").value} s, comes before.`
       : "No answer yet.";
     byId("latency-dialog").showModal();
     drawHistogram(byId("latency-chart"), histogram(firsts));
@@ -219,15 +240,23 @@ export class Live {
 
   // Leaving.
 
+  /** {notes, pedal} of all that was heard by now, time 0 a moment before the first. */
+  played() {
+    const time = now();
+    const present = time - (this.origin ?? time);
+    const pedal = this.mode === "duet" ? [] : this.recording.pedal;
+    // In a duet the pedal is in the durations: it holds the player's notes, not the model's.
+    const mine = this.recording.until(present);
+    const ends = this.mode === "duet" ? soundingEnds(mine, this.recording.pedal) : [];
+    const own = mine.map((note, i) => ({ ...note, duration: ends[i] ? ends[i] - note.onset : note.duration }));
+    const theirs = this.onRoll([...this.earlier, ...(this.duet?.heard(time) ?? [])]);
+    return fromStart([...own, ...theirs].sort(byOnset), pedal);
+  }
+
   use() {
-    if (this.mode === "duet") {
-      this.duet.send({ type: "save" });
-      status("Keeping the duet.");
-      return;
-    }
-    const played = this.recording.finish(now() - this.origin);
-    if (!played) return status("Nothing was played yet.");
-    return this.finish({ ...played, name: nameNow("Played in") });
+    const { notes, pedal } = this.played();
+    if (!notes.length) return status("Nothing was played yet.");
+    return this.finish({ notes, pedal, name: nameNow(this.mode === "duet" ? "Duet" : "Played in") });
   }
 
   /** Ends only when the piece has been taken over: what was played isn't lost to an error. */

@@ -1,6 +1,6 @@
 // The piece that is open: its seed, its tree of takes, what is being made, and what the server and the browser know.
 
-import { continuations, noteFrom, Problem, revive, seedOfFile, seedOfId, seedOfNotes, takeFile } from "./api.js";
+import { continuations, noteFrom, Problem, revive, seedOfFile, seedOfNotes, takeFile } from "./api.js";
 import * as store from "./store.js";
 import { addTake, branchAtEnd, changeTake, emptySession, History, insertNote, line, nextName } from "./tree.js";
 import { readRange, removeTake, select, withSeed } from "./tree.js";
@@ -55,12 +55,13 @@ export class Piece extends EventTarget {
     this.begin(await seedOfFile(bytes), name, bytes);
   }
 
+  /** Notes of the model, as a duet has them, keep their colour: to the server they are a seed's. */
   async openNotes(notes, pedal, name) {
-    this.begin(await seedOfNotes(notes, pedal), name);
-  }
-
-  async openServerSeed(id, name) {
-    this.begin(await seedOfId(id), name);
+    const seed = await seedOfNotes(notes, pedal);
+    const models = notes.filter((note) => note.model);
+    // The server rounds times.
+    const isModel = ({ onset, pitch }) => models.some((note) => note.pitch === pitch && Math.abs(note.onset - onset) < 0.002);
+    this.begin({ ...seed, notes: seed.notes.map((note) => ({ ...note, model: isModel(note) })) }, name);
   }
 
   begin({ server, ...seed }, name, bytes = null) {

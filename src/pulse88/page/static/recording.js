@@ -37,17 +37,14 @@ export class Recording {
     const held = [...this.held.values()].map((note) => ({ ...note, duration: Math.max(0.02, time - note.onset) }));
     return [...this.notes, ...held].sort(byOnset);
   }
+}
 
-  /** A seed: time 0 a moment before the first note. Null if nothing was played. */
-  finish(time) {
-    for (const pitch of [...this.held.keys()]) this.up(pitch, time);
-    if (!this.notes.length) return null;
-    const notes = this.notes.toSorted(byOnset);
-    const origin = Math.max(0, notes[0].onset - 0.1);
-    const shift = (seconds) => Math.max(0, seconds - origin);
-    return {
-      notes: notes.map((note) => ({ ...note, onset: shift(note.onset) })),
-      pedal: this.pedal.map((event) => ({ ...event, time: shift(event.time) })),
-    };
-  }
+/** {notes, pedal} moved so that time 0 is a moment before the first note. */
+export function fromStart(notes, pedal) {
+  const origin = notes.length ? Math.max(0, notes[0].onset - 0.1) : 0;
+  const shift = (seconds) => Math.max(0, seconds - origin);
+  return {
+    notes: notes.map((note) => ({ ...note, onset: shift(note.onset) })),
+    pedal: pedal.map((event) => ({ ...event, time: shift(event.time) })),
+  };
 }
