@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from pulse88.model import convolved_heads
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'pulse88[train]'")
+
+from torch import Tensor  # noqa: E402
+
+from pulse88.model import convolved_heads  # noqa: E402
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which comes with torch for CUDA")
