@@ -4,7 +4,7 @@ import { seedOfNotes } from "./api.js";
 import { Duet, histogram, median, now } from "./duet.js";
 import { palette } from "./colours.js";
 import { Hands } from "./hands.js";
-import { byOnset, soundingEnds } from "./music.js";
+import { byOnset, count, soundingEnds } from "./music.js";
 import { alert, onClick, status, tell } from "./notices.js";
 import { fromStart, Recording } from "./recording.js";
 
@@ -230,9 +230,10 @@ export class Live {
   showLatency() {
     const firsts = (this.duet?.latencies ?? []).map((latency) => latency.first);
     const word = (values) => `${Math.round(median(values))} ms`;
+    const sounding = this.delays.length ? `, sounding after ${word(this.delays)}` : "";
     byId("latency-text").textContent = firsts.length
-      ? `From the noticed pause to the first note of ${firsts.length} answer${firsts.length === 1 ? "" : "s"}: sent by the server after ${word(firsts)}, ` +
-        `sounding after ${word(this.delays)} (medians). The pause itself, ${byId("pause").value} s, comes before.`
+      ? `From the noticed pause to the first note of ${count(firsts.length, "answer")}: sent by the server after ${word(firsts)}` +
+        `${sounding} (medians). The pause itself, ${byId("pause").value} s, comes before.`
       : "No answer yet.";
     byId("latency-dialog").showModal();
     drawHistogram(byId("latency-chart"), histogram(firsts));
