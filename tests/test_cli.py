@@ -17,6 +17,7 @@ import pulse88
 from pulse88 import midi_file
 from pulse88.cli import main
 from pulse88.config import TINY, SamplingConfig, help_of
+from pulse88.continuation import provenance_of
 from pulse88.engine import weights as weights_file
 from pulse88.notes import Note, Performance, Tempo
 from pulse88.provenance import ContinueConfig, Provenance
@@ -398,3 +399,18 @@ def test_public_names() -> None:
     assert dir(pulse88) == sorted(pulse88.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = pulse88.no_such_name  # type: ignore[attr-defined]
+
+
+def test_continue_stays_where_it_is_told_to_and_ends_in_time(weights: Path, folder: Path) -> None:
+    asked = ("--register", "60", "72", "--density", "0", "4", "--in-key", "--end-within", "5", "--random-seed", "1")
+    told = run("continue", "seed.mid", "-o", "out.mid", *asked, "--weights", str(weights))
+    assert told.exit_code == 0, told.output
+    heard = midi_file.read(folder / "out.mid").performance
+    made_by = provenance_of(folder / "out.mid")
+    assert made_by is not None and made_by.steering.density == (0, 4) and made_by.steering.pitch_classes
+    new = heard.take(heard.part == made_by.new_part)
+    assert len(new) and new.pitch.min() >= 60 and new.pitch.max() <= 72
+    assert set((new.pitch % 12).tolist()) <= set(made_by.steering.pitch_classes)
+    assert new.onset[-1] <= made_by.boundary + 5
+    told = run("continue", "seed.mid", "--register", "72", "60", "--weights", str(weights))
+    assert told.exit_code == 2 and "lower first" in told.output
