@@ -54,6 +54,15 @@ def test_nothing_names_another_machine(path: Path) -> None:
     assert not re.findall(r"(?:https?:|wss?:|['\"(])//[\w.]+", text)
 
 
+def test_pages_on_a_network_address_work_too() -> None:
+    """Without https browsers lack randomUUID, subtle cryptography, clipboard and worklets; MIDI is asked for first."""
+    for path in MODULES:
+        uses = re.findall(
+            r"randomUUID\(|crypto\.subtle|navigator\.clipboard|audioWorklet", path.read_text(encoding="utf-8")
+        )
+        assert not uses, f"{path.name}: {uses}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_what_comes_from_outside_stays_text(path: Path) -> None:
     """Names of files and sentences of servers are never read as HTML or code."""

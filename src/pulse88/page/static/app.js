@@ -633,6 +633,8 @@ async function start() {
   prepareButtons();
   byId("more").open = matchMedia("(min-width: 821px) and (min-height: 780px)").matches;
   listen();
+  // A token in the address has become a cookie: it needn't be seen, or shared with the address.
+  if (location.search) history.replaceState(null, "", location.pathname);
   const last = store.settings.read("last", null);
   const restored = last && (await piece.load(last).catch(() => false));
   if (!restored) refresh(true);

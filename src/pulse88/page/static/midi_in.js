@@ -26,6 +26,10 @@ export class MidiIn {
   /** Asks the browser for MIDI, once. Names of the keyboards that are there. */
   async connect() {
     if (this.access) return this.names;
+    if (!navigator.requestMIDIAccess && !window.isSecureContext) {
+      this.refusal = "Browsers give MIDI only to pages of this machine itself or with https: play on the keys below.";
+      return [];
+    }
     if (!navigator.requestMIDIAccess) {
       this.refusal = "This browser has no Web MIDI: use Chrome, Edge or Firefox, or play on the keys below.";
       return [];

@@ -20,7 +20,7 @@ export class Piece extends EventTarget {
   clear() {
     if (this.saving) this.save();
     this.stop();
-    this.id = crypto.randomUUID();
+    this.id = newId();
     this.name = "";
     this.history = new History(emptySession());
     this.beforeDrag = null;
@@ -153,7 +153,7 @@ export class Piece extends EventTarget {
     let session = this.session;
     const ids = [];
     for (let number = 0; number < takes; number++) {
-      const id = crypto.randomUUID();
+      const id = newId();
       const take = { id, ...where, name: nextName(session), kept: false, state: "waiting", created: Date.now(), settings };
       session = addTake(session, take);
       this.notes[id] = [];
@@ -343,6 +343,9 @@ export class Piece extends EventTarget {
     }
   }
 }
+
+/** 32 hex digits. (crypto.randomUUID is only there on this machine's own address or with https.) */
+const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 /** Where the model begins to read a seed unless it is told. */
 const readsFrom = (seed) => (seed.readFrom > 0 ? seed.notes[seed.readFrom].onset : 0);
