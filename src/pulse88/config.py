@@ -246,7 +246,7 @@ class FinetuneConfig:
     minutes: float = setting(10.0, "Minutes of training at most.")
     window: int = setting(512, "Tokens of a window, four a note.")
     batch_windows: int = setting(2, "Windows of a step.")
-    learning_rate: float = setting(3e-4, "Peak learning rate of AdamW; a tenth of it suits full.")
+    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW; a tenth of it suits full.")
     tempo_stretch: float = setting(0.1, "Largest random change of tempo, as a share; transposition is the release's.")
     look_every: int = setting(10, "Steps between looks at held-out music.")
     patience: int = setting(3, "Looks without a gain after which it stops.")
