@@ -227,3 +227,13 @@ def test_problems_tell_the_request_but_nothing_of_the_house(server: Running) -> 
 )
 def test_which_addresses_only_this_machine_reaches(host: str, only_here: bool) -> None:
     assert is_loopback(host) is only_here
+
+
+def test_the_log_has_a_line_a_request_whatever_is_asked(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="pulse88.serve.guard"):
+        answer = server.ask("GET", "/none%0aforged%20line?token=secret")
+        server.wait(lambda: answer.headers["x-request-id"] in caplog.text, "the log")
+    (line,) = (
+        record.getMessage() for record in caplog.records if answer.headers["x-request-id"] in record.getMessage()
+    )
+    assert "\n" not in line and " GET /none%0aforged%20line 404 " in line and "secret" not in line

@@ -93,6 +93,7 @@ def _status_routes(app: FastAPI, service: Service) -> None:
             version=__version__,
             model=service.pool.model,
             limits=service.limits.told(),
+            originality=service.pool.inspects,
             defaults=schemas.defaults(),
         )
 

@@ -119,7 +119,7 @@ class Guard:
             "%s %s %s %d %.0f ms",
             request_id,
             scope.get("method", "WS"),
-            scope["path"],
+            scope["raw_path"].decode("latin-1")[:200],  # as it was sent: no line ends in it
             status,
             1000 * (time.perf_counter() - began),
         )

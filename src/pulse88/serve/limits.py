@@ -42,7 +42,7 @@ class Limits:
     def json_bytes(self) -> int:
         return self.upload_bytes * 3 // 2
 
-    def told(self) -> dict[str, float]:
+    def told(self) -> dict[str, int | float]:
         """Those that `/v1/info` names."""
         names = ("upload_bytes", "tracks", "notes", "seconds", "new_notes", "seed_notes", "takes", "best_of")
         return {name: getattr(self, name) for name in (*names, "waiting_per_visitor", "waiting")}

@@ -87,7 +87,7 @@ async def _serve(config: ServeConfig, tell: Callable[[str], None], open_browser:
         if config.is_open:
             tell(
                 f"Everybody who reaches this machine and knows the token may use it: {address}?token={token}\n"
-                "Passwords and music go over the network as they are: put TLS before it (docs/deploy.md)."
+                "Token and music go over the network as they are: put TLS before it (docs/deploy.md)."
             )
         logging.getLogger(__name__).info("%d workers", config.workers)
         serving = asyncio.create_task(server.serve([listener]))

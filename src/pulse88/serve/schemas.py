@@ -199,7 +199,8 @@ class Info(BaseModel):
 
     version: str
     model: dict[str, Any] | None
-    limits: dict[str, float]
+    limits: dict[str, int | float]
+    originality: bool  # whether takes are compared with training data
     defaults: dict[str, Any]
 
 
