@@ -248,6 +248,24 @@ def test_without_sounds_the_servers_recording_is_played(visit: Callable[..., Vis
     assert not musician("pulse88.player.playing") and 0.3 < musician("pulse88.player.position") < 60
 
 
+def answered(musician: Visit, phrase: tuple[int, ...], least: int) -> int:
+    """Plays a phrase, again if its answer is shorter than so many notes; how many notes were played."""
+    for played in range(1, 6):
+        before = musician("pulse88.live.duet.notes.length")
+        for pitch in phrase:
+            musician(f"playMidi(0x90, {pitch}, 80)")
+            musician.page.wait_for_timeout(120)
+            musician(f"playMidi(0x80, {pitch}, 0)")
+        try:
+            musician.until(f"pulse88.live.duet.notes.length >= {before + least}", seconds=8)
+        except AssertionError:
+            continue
+        heard = f"pulse88.live.duet.notes[{before + least - 2 if least > 1 else before}].onset + 0.1"
+        musician.until(f"{heard} < performance.now() / 1000")
+        return played * len(phrase)
+    raise AssertionError(f"{phrase} was never answered by {least} notes")
+
+
 def test_a_duet_on_a_midi_keyboard(visit: Callable[..., Visit]) -> None:
     musician = visit()
     page = musician.page
@@ -255,16 +273,10 @@ def test_a_duet_on_a_midi_keyboard(visit: Callable[..., Visit]) -> None:
     page.locator("#midi-connect").click()
     assert page.locator("#midi-connect").inner_text() == "Simulated keyboard"
     musician.until("pulse88.live.duet.turn === 'you'")
-    for pitch in (60, 64, 67, 72, 67, 64):
-        musician(f"playMidi(0x90, {pitch}, 80)")
-        page.wait_for_timeout(120)
-        musician(f"playMidi(0x80, {pitch}, 0)")
-    assert musician("pulse88.live.recording.notes.length") == 6
-    musician.until("pulse88.live.duet.turn === 'it'")
+    played = answered(musician, (60, 64, 67, 72, 67, 64), least=3)
+    assert musician("pulse88.live.recording.notes.length") == played
     assert page.locator("#duet-word").inner_text() == "Pulse88 answers"
-    musician.until("pulse88.live.duet.notes.length > 2")
     musician.until("pulse88.live.voices.length > 2 && pulse88.live.duet.latencies.length")
-    musician.until("pulse88.live.duet.notes[1].onset + 0.1 < performance.now() / 1000")  # the second one is heard
     # Play again, and it yields: what was to come is silent.
     musician("playMidi(0x90, 48, 90)")
     assert musician("pulse88.live.duet.turn") == "you"
@@ -276,23 +288,20 @@ def test_a_duet_on_a_midi_keyboard(visit: Callable[..., Visit]) -> None:
     musician("playMidi(0x80, 48, 0)")
     page.locator("#latency").click()
     said = page.locator("#latency-text").inner_text()
-    assert re.search(r"first note of [12] answers?: sent by the server after \d+ ms", said), said
+    assert re.search(r"first note of \d answers?: sent by the server after \d+ ms", said), said
     page.keyboard.press("Escape")
     # Other settings lose nothing of it, and what comes then belongs to it too.
     heard = musician("pulse88.live.played().notes.length")
     page.locator("#pause").select_option("0.4")
     musician.until("pulse88.live.earlier.length && pulse88.live.duet.turn === 'you'")
     assert musician("pulse88.live.played().notes.length") >= heard  # it may have answered the 48 by then
-    musician("playMidi(0x90, 50, 90)")
-    musician("playMidi(0x80, 50, 0)")
-    musician.until(
-        "pulse88.live.duet.notes.length && pulse88.live.duet.notes[0].onset + 0.1 < performance.now() / 1000"
-    )
+    later = answered(musician, (50, 57), least=1)
     # Kept, it is a piece with both hands' colours.
     page.locator("#dock-use").click()
     musician.until("document.body.dataset.mode === 'piece'")
     colours = musician("pulse88.piece.session.seed.notes.map((note) => note.model)")
-    assert colours.count(False) == 8 and colours.count(True) >= heard - 7 + 1
+    assert colours.count(False) == played + 1 + later
+    assert colours.count(True) > heard - played - 1
 
 
 def test_a_phrase_played_in_on_the_computers_keys(visit: Callable[..., Visit]) -> None:

@@ -10,6 +10,7 @@ export class Duet extends EventTarget {
   constructor(options, connect = () => new WebSocket(duetAddress())) {
     super();
     this.turn = "connecting"; // "you", "it"
+    this.silent = false; // whether its last answer had no note
     this.answers = new Map(); // number → {notes, ended}
     this.latencies = []; // {first, waited, read, made, heard}: milliseconds
     this.unsent = [{ type: "hello", ...options }]; // while it connects
@@ -27,6 +28,7 @@ export class Duet extends EventTarget {
   /** A key or pedal of the user's; playing while it answers makes it yield at once, before the server knows. */
   play({ kind, pitch, velocity, value }, time) {
     if (kind === "on") {
+      this.silent = false;
       if (this.turn === "it") this.yieldNow(time);
       this.send({ type: "on", time, pitch, velocity });
     } else if (kind === "off") this.send({ type: "off", time, pitch });
@@ -56,6 +58,7 @@ export class Duet extends EventTarget {
       this.tell("latency");
     } else if (message.type === "answered" && message.answer === this.current) {
       const last = answer.notes.at(-1);
+      this.silent = !last;
       answer.ends = last ? last.onset + last.duration : now();
       this.tell("answered", answer);
       this.whenOver(message.answer, answer.ends);

@@ -211,7 +211,12 @@ export class Live {
     if (turn === "connecting") return { turn: "", word: "Getting ready", hint: "", dock };
     if (turn === "it") return { turn: "it", word: "Pulse88 answers", hint: "Play, and it yields.", dock };
     if (turn === "over") return { turn: "", word: "The duet is over", hint: "", dock };
-    return { turn: "you", word: this.origin === null ? "You begin" : "Your turn", hint: this.origin === null ? "Play a phrase, then pause." : "", dock };
+    return { turn: "you", word: this.origin === null ? "You begin" : "Your turn", hint: this.duetHint(), dock };
+  }
+
+  duetHint() {
+    if (this.origin === null) return "Play a phrase, then pause.";
+    return this.duet?.silent ? "It had nothing to add: play on." : "";
   }
 
   async connectMidi() {
