@@ -302,7 +302,8 @@ static void halve(const float *x, int64_t n, uint8_t *row) {
     memcpy(&top, &top_bits, sizeof top);
     const float most = 127 * 256 + 127, factor = top > 1e-30f ? most / top : 0;
     for (int64_t i = 0; i < n; i += L) {
-        const __m512i q = _mm512_cvtps_epi32((__m512)(load_part(x + i, n - i) * factor));
+        __m512i q = _mm512_cvtps_epi32((__m512)(load_part(x + i, n - i) * factor));
+        q = _mm512_max_epi32(q, _mm512_set1_epi32(-(127 * 256 + 127))); /* what is no number became the smallest one */
         const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
         const __m512i l = _mm512_sub_epi32(q, _mm512_slli_epi32(h, 8));
         _mm_storeu_si128((__m128i *)(high + i), _mm512_cvtepi32_epi8(h));
