@@ -55,7 +55,9 @@ def test_what_was_gone_back_in_is_replayed_to_the_byte(continuer: Continuer, ste
     for turn, (notes, back) in enumerate(steps, 1):
         play(playing, notes)
         marks = [mark for mark in marks if mark.notes < playing.notes] + [playing.mark()]
-        playing.go_back(marks[back % len(marks)], turn << 32)
+        chosen = marks[back % len(marks)]
+        playing.go_back(chosen, turn << 32)
+        marks = [mark for mark in marks if mark.notes <= chosen.notes]
     made = playing.finish()
     assert len(made.provenance.branches) >= 1
     assert continuer.replay(made.to_bytes()).finish().to_bytes() == made.to_bytes()
@@ -85,6 +87,17 @@ def test_going_back_behind_a_branch_forgets_it(continuer: Continuer) -> None:
     play(playing, 5)
     playing.go_back(early, 2 << 32)
     assert playing.provenance.branches == ((5, 2 << 32),)
+
+
+def test_a_mark_on_a_way_that_was_left_is_refused(continuer: Continuer) -> None:
+    playing = begun(continuer)
+    start = playing.mark()
+    play(playing, 10)
+    left = playing.mark()
+    playing.go_back(start, 1 << 32)
+    play(playing, 12)
+    with pytest.raises(AssertionError, match="a way that was left"):
+        playing.go_back(left, 2 << 32)
 
 
 def test_steering_goes_back_as_well(continuer: Continuer) -> None:

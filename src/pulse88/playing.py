@@ -200,8 +200,13 @@ class Playing:
         return Mark(len(self._notes), self._take)
 
     def go_back(self, mark: Mark, number: int) -> None:
-        """Forgets the notes since a mark of its own; those to come are drawn as the take `number` would draw them."""
+        """Forgets the notes since a mark; those to come are drawn as the take `number` would draw them.
+
+        The mark was made on the way to where it stands, not before it went back behind it.
+        """
         assert mark.notes <= len(self._notes), "a mark lies ahead"
+        latest = tuple(self._ids[: mark.notes * EVENT_TOKENS][-EVENT_TOKENS:])
+        assert mark.take.window[len(mark.take.window) - len(latest) :] == latest, "a mark lies on a way that was left"
         self._take, self._finished, self._ended = mark.take, False, False
         del self._notes[mark.notes :], self._ids[mark.notes * EVENT_TOKENS :]
         self._steering = self._steering_so_far()
