@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from pulse88 import suites
 from pulse88.cli_train import KERNELS, log_on_terminal, require_torch
 from pulse88.terminal import FILE
 
@@ -42,6 +41,8 @@ def ablate(
 
     A row that is finished isn't run again; one that was cut short goes on. The table is made of all that is there.
     """
+    from pulse88 import suites
+
     try:
         rows = suites.load(suite)
     except ValueError as error:
