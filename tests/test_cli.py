@@ -377,6 +377,8 @@ def test_ctrl_c_keeps_finished_takes_and_nothing_half_written(weights: Path, fol
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A process that was started in the background without a terminal has Ctrl-C switched off, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not (folder / "a-take1.mid").exists() and time.monotonic() < deadline:

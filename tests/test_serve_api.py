@@ -46,7 +46,7 @@ def test_health_info_metrics_and_examples(server: Running) -> None:
     assert (health.status, health.json["status"], health.json["workers"]) == (200, "ok", 1)
     info = server.ask("GET", "/v1/info").json
     assert info["model"]["engine"] in ("native", "numpy") and info["defaults"]["seed_notes"] == 128
-    assert info["limits"]["upload_bytes"] == 2 * 2**20 and info["originality"] is False
+    assert info["limits"]["upload_bytes"] == 2 * 2**20 and info["originality"] is True
     examples = server.ask("GET", "/v1/examples").json["examples"]
     assert [example["id"] for example in examples] == ["carol", "motif", "one-note", "piece"]
     for example in examples:
