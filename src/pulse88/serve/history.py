@@ -14,7 +14,7 @@ from pulse88.serve.phrase import Phrase
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import EVENT_TOKENS
 
-LATEST = 0.1  # seconds that an answer may wait for the pulse
+LATEST = 0.08  # seconds that an answer may wait for the pulse
 PULSE_NOTES = 16  # that tell the pulse
 TOGETHER = 0.05  # seconds; what is struck within belongs together
 LONGEST_PHRASE = 200  # notes that are encoded anew with every key
