@@ -34,7 +34,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest and the shards
 SHARD_TOKENS = 2**24  # tokens from which on a new shard begins
 _DAMAGES = (  # what numpy and zipfile raise for damaged files
-    *(OSError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError, MemoryError, AttributeError),
+    *(OSError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
 _BEGINNING_OF_ZIP = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
