@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import pulse88
+from command_line import bad, good, run
 from pulse88 import midi_file
-from pulse88.cli import main
 from pulse88.config import TINY, SamplingConfig, help_of
 from pulse88.continuation import provenance_of
 from pulse88.engine import weights as weights_file
@@ -54,24 +53,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def good(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def bad(*arguments: str | Path, code: int = 1) -> str:
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)  # no other exception came out
-    assert not result.stdout
-    return result.stderr
 
 
 def new_notes(path: Path) -> Performance:

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
+from command_line import bad, good, run
 from made_corpus import corpus, write_folder, write_tar
 from pulse88 import crew, prepare
-from pulse88.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -18,24 +17,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_folder(tmp_path / "music", corpus())
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def good(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def bad(*arguments: str | Path, code: int = 1) -> str:
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert not result.stdout
-    return result.stderr
 
 
 def test_prepare_tells_what_is_kept_and_what_is_refused(folder: Path) -> None:
