@@ -1,11 +1,12 @@
 // A client of `pulse88 serve` in JavaScript, for browsers and for node 18 or newer, with nothing to install.
 //
 //     node examples/client.mjs examples/motif/seed.mid out.mid 20
+//     node examples/client.mjs SEED OUT [SECONDS [SERVER [RANDOM_SEED]]]
 
 /** The events of one continuation as they come (docs/api.md). Leaving the loop stops the making. */
-export async function* continued(server, midi, settings = {}) {
+export async function* continued(server, midi, settings = {}, randomSeed = null) {
   const leaving = new AbortController();
-  const asked = { midi_base64: base64(midi), settings };
+  const asked = { midi_base64: base64(midi), settings, random_seed: randomSeed };
   const answer = await fetch(`${server}/v1/continuations`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -37,10 +38,12 @@ function base64(bytes) {
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }
 
-async function main([seed, out, seconds = "20", server = "http://127.0.0.1:8088"]) {
+async function main([seed, out, seconds = "20", server = "http://127.0.0.1:8088", randomSeed]) {
   const { readFile, writeFile } = await import("node:fs/promises");
+  const settings = { seconds: Number(seconds) };
+  const events = continued(server, await readFile(seed), settings, randomSeed ? Number(randomSeed) : null);
   let take = "";
-  for await (const event of continued(server, await readFile(seed), { seconds: Number(seconds) })) {
+  for await (const event of events) {
     take = event.take;
     if (event.type === "error") throw new Error(event.problem.detail);
     if (event.type === "note") {

@@ -19,9 +19,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 
-def continued(server: str, midi: bytes, **settings: Any) -> Iterator[dict[str, Any]]:
+def continued(server: str, midi: bytes, *, random_seed: int | None = None, **settings: Any) -> Iterator[dict[str, Any]]:
     """The events of one continuation as they come (docs/api.md); to leave the loop stops the making."""
-    asked = {"midi_base64": base64.b64encode(midi).decode(), "settings": settings}
+    asked = {"midi_base64": base64.b64encode(midi).decode(), "settings": settings, "random_seed": random_seed}
     request = Request(f"{server}/v1/continuations", json.dumps(asked).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=60) as answer:
         for line in answer:
@@ -42,13 +42,18 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="file to write: .mid, .wav or .png")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--liveliness", type=float, default=0.5)
+    parser.add_argument("--random-seed", type=int, help="a whole number: the same one gives the same notes again")
     parser.add_argument("--server", default="http://127.0.0.1:8088")
     asked = parser.parse_args()
     take = ""
     try:
         with contextlib.suppress(KeyboardInterrupt):
             for event in continued(
-                asked.server, asked.seed.read_bytes(), seconds=asked.seconds, liveliness=asked.liveliness
+                asked.server,
+                asked.seed.read_bytes(),
+                random_seed=asked.random_seed,
+                seconds=asked.seconds,
+                liveliness=asked.liveliness,
             ):
                 take = event["take"]
                 if event["type"] == "note":

@@ -27,11 +27,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def command(language: str, seed: Path, out: Path, address: str) -> list[str]:
     if language == "python":
         client = str(EXAMPLES / "client.py")
-        return [sys.executable, client, str(seed), str(out), "--seconds", "4", "--server", address]
+        options = ["--seconds", "4", "--random-seed", "3", "--server", address]
+        return [sys.executable, client, str(seed), str(out), *options]
     node = shutil.which("node")
     if node is None:
         pytest.skip("there is no node on the path, which runs the client in JavaScript")
-    return [node, str(EXAMPLES / "client.mjs"), str(seed), str(out), "4", address]
+    return [node, str(EXAMPLES / "client.mjs"), str(seed), str(out), "4", address, "3"]
 
 
 @pytest.mark.parametrize("language", ["python", "javascript"])

@@ -196,7 +196,7 @@ def test_a_token_is_asked_for_and_known_in_three_ways(weights: Path) -> None:
 
 def test_too_much_at_once_is_refused_and_says_when_to_come_back(weights: Path) -> None:
     limits = Limits(waiting_per_visitor=2, waiting=3)
-    asked = {"midi_base64": base64_of(SEED), "settings": {"notes": 4000, "best_of": 8}, "takes": 2}
+    asked = {"midi_base64": base64_of(SEED), "settings": {"notes": 4000, "best_of": 8}, "takes": 2, "random_seed": 3}
     with running(weights, limits=limits) as server, server.stream(asked) as first:
         next(first)
         answer = server.ask("POST", "/v1/continuations", asked)

@@ -33,6 +33,16 @@ const input = { name: "Simulated keyboard", state: "connected", onmidimessage: n
 navigator.requestMIDIAccess = async () => ({ inputs: new Map([["1", input]]), onstatechange: null });
 window.playMidi = (...data) => input.onmidimessage({ data: new Uint8Array(data), timeStamp: performance.now() });
 """
+# Where the page leaves the random seed to the server, tests can't leave it to chance: 1, 2, 3 and so on.
+NO_CHANCE = """
+const unseeded = window.fetch;
+let drawn = 0;
+window.fetch = (resource, options = {}) => {
+  if (resource !== "/v1/continuations") return unseeded(resource, options);
+  const body = JSON.stringify({ random_seed: ++drawn, ...JSON.parse(options.body) });
+  return unseeded(resource, { ...options, body });
+};
+"""
 # What a browser does when a file is let go over the page.
 DROP = """({ name, data }) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -141,6 +151,7 @@ class Visit:
         self.address = address
         self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
         self.context.add_init_script(MIDI_KEYBOARD)
+        self.context.add_init_script(NO_CHANCE)
         self.page = self.context.new_page()
         self.asked: list[str] = []
         self.wrong: list[str] = []

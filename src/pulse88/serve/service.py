@@ -160,6 +160,8 @@ class Service:
     async def file(self, visitor: str, take: Take, kind: str, part: str) -> bytes:
         """A take as a file: mid, wav or png."""
         if not events_of(take.made):
+            if take.state == "done":
+                raise Problem(409, "the take ended without a new note: ask for more seconds, or for another take")
             raise Problem(409, "there is no new note yet: wait for the first one")
         head = self.facts_of(take) | {"is": "write", "kind": kind, "only_new": part == "new"}
         _, message = await self.pool.do(visitor, f"write {kind}", head, [take.seed.midi], first=True)
