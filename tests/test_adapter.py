@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pulse88.config import TINY
+from engine_law import TOLERANCE, law_error
+from pulse88 import engine as engines
+from pulse88.config import TINY, SamplingConfig
 from pulse88.continuation import Continuer
+from pulse88.engine import Engine
 from pulse88.engine.adapter import AdapterError, adapted, read_adapter, rounded, write_adapter
+from pulse88.engine.layout import initial_shapes
 from pulse88.engine.weights import Weights, metadata_of, quantise, random_tensors, read, save
+from pulse88.generate import advance, begin, longest_seed
 from pulse88.notes import Note, Performance
-from pulse88.vocabulary import FINE
+from pulse88.snapshot import SnapshotError, dump, load
+from pulse88.vocabulary import BOS, FINE
 
 MODULE = "layers.0.gdn1.in_proj"
 NAME = MODULE + ".weight"
@@ -97,6 +103,84 @@ def test_full_tensors_take_the_places_of_others(base: Weights, tmp_path: Path) -
     changed = adapted(base, read_adapter(tmp_path / "full.safetensors"))
     np.testing.assert_array_equal(changed.tensors["final_norm.weight"], norm)
     np.testing.assert_array_equal(changed.matrix(NAME), -base.matrix(NAME))
+
+
+def first_states(size: float = 1.0, seed: int = 5) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(seed)
+    shapes = initial_shapes(TINY)
+    return {name: (size * random.standard_normal(shape)).astype(np.float16) for name, shape in shapes.items()}
+
+
+def engines_of(weights: Weights) -> list[Engine]:
+    try:
+        return [engines.load(weights, name) for name in ("numpy", "native")]
+    except ImportError:
+        return [engines.load(weights, "numpy")]
+
+
+def test_an_initial_state_is_what_every_engine_begins_with(base: Weights, exact: Weights, tmp_path: Path) -> None:
+    states, ids = first_states(), np.array([[BOS, 0, 60, 130, 160, 5, 64, 131]] * 2)
+    for weights in (base, exact, base.as_int8()):
+        write_adapter(tmp_path / "a.safetensors", "initial-state", weights, states, {})
+        tuned = adapted(weights, read_adapter(tmp_path / "a.safetensors"))
+        assert tuned.sha256 != weights.sha256
+        assert all(tuned.tensors[name] is weights.tensors[name] for name in weights.tensors)
+        found = []
+        for engine, plain in zip(engines_of(tuned), engines_of(weights), strict=True):
+            state = engine.zero_state(2)
+            assert state.position == 0
+            for name, array in state.snapshot().items():
+                if name in states:
+                    np.testing.assert_array_equal(array, np.stack([states[name]] * 2))
+            logits_BTV, _ = engine.forward(ids, state)
+            assert np.abs(logits_BTV - plain.forward(ids, plain.zero_state(2))[0]).max() > 0.1
+            assert law_error(engine, ids, [1, 2, 5]) < TOLERANCE
+            again = engine.thaw(engine.freeze(engine.zero_state()), 0)
+            np.testing.assert_array_equal(engine.forward(ids[:1], again)[0], logits_BTV[:1])
+            found.append(logits_BTV)
+        np.testing.assert_allclose(found[0], found[-1], atol=1e-4 if weights is exact else 0.05)
+
+
+def test_past_the_context_the_state_is_built_again_from_the_adapters(exact: Weights, tmp_path: Path) -> None:
+    """A take that rolls on reads what is kept from the adapter's state, not from zeros."""
+    write_adapter(tmp_path / "a.safetensors", "initial-state", exact, first_states(), {})
+    tuned = adapted(exact, read_adapter(tmp_path / "a.safetensors"))
+    engine = engines.load(tuned, "numpy")
+    take = begin(engine, (5, 60, 130, 160) * longest_seed(engine), SamplingConfig(), random_seed=1)
+    while len(take.window) + 3 <= TINY.max_positions:
+        _, take = advance(take) or (None, take)
+    again = load(engine, dump(take))
+    step, same = advance(take), advance(again)
+    assert step is not None and same is not None
+    assert step[0] == same[0]
+    after = step[1]
+    assert len(after.window) < len(take.window)
+    _, whole = engine.forward([list(after.window[:-1])], engine.zero_state())
+    np.testing.assert_allclose(
+        whole.snapshot()["layers.0.gdn1.memory"], after.state.snapshot()["layers.0.gdn1.memory"], atol=1e-4
+    )
+    other = engines.load(exact, "numpy")
+    with pytest.raises(SnapshotError, match="made with other weights"):
+        load(other, dump(take))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: t.clear(), "holds nothing"),
+        (lambda t: t.pop("layers.0.gdn1.tail"), "layers.0.gdn1.tail: missing"),
+        (lambda t: t.update({"layers.9.gdn1.memory": t["layers.0.gdn1.memory"]}), "layers.9.gdn1.memory: unexpected"),
+        (lambda t: t.update({"layers.0.gdn1.tail": np.zeros((2, 2), np.float16)}), r"expected float32 \[3, 64\]"),
+        (lambda t: t["layers.1.gdn2.memory"].fill(np.nan), "256 values are not finite"),
+        (lambda t: t.update({"layers.0.gdn1.tail": np.zeros((3, 64), np.int32)}), "of another type than float16"),
+    ],
+)
+def test_initial_states_that_do_not_fit_are_refused(base: Weights, tmp_path: Path, spoil: Any, words: str) -> None:
+    states = first_states()
+    spoil(states)
+    write_adapter(tmp_path / "a.safetensors", "initial-state", base, states, {})
+    with pytest.raises(AdapterError, match=words):
+        adapted(base, read_adapter(tmp_path / "a.safetensors"))
 
 
 def test_other_weights_and_other_files_are_refused(base: Weights, exact: Weights, tmp_path: Path) -> None:

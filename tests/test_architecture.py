@@ -43,14 +43,14 @@ HOUSE = (
     Room(4, "doors", "serve.duet_messages serve.phrase serve.history serve.guard serve.streams serve.service"),
     Room(4, "doors", "serve.duet serve.documented serve.page_routes serve.app serve.run"),
     Room(1, "model", "engine.adapter"),
-    Room(2, "model", "low_rank suites"),
+    Room(2, "model", "low_rank initial_state suites"),
     Room(3, "rooms", "finetune ablate"),
     Room(4, "doors", "cli_originality cli_evidence cli_listen cli_finetune cli_ablate"),
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}
 TORCH = {"delta_rule", "kernel_fla", "kernel_heads", "model", "objective", "optimizer", "checkpoint"}
-TORCH |= {"ablate", "evaluate", "training_log", "train", "cli_evaluate", "low_rank", "finetune"}
+TORCH |= {"ablate", "evaluate", "training_log", "train", "cli_evaluate", "low_rank", "initial_state", "finetune"}
 TORCH_PACKAGES = {"torch", "fla", "triton", "tensorboard"}
 DISTRIBUTED = {"train"}
 UNSAFE_PACKAGES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

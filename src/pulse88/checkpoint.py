@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from pulse88.config import TrainConfig
 from pulse88.engine.weights import SCALE, Weights, in_order, metadata_of
+from pulse88.initial_state import put_initial
 from pulse88.model import Pulse88
 from pulse88.optimizer import load_named_state, named_state
 from pulse88.vocabulary import TimeGrid
@@ -155,6 +156,8 @@ def put(weights: Weights, model: Pulse88) -> None:
     """Gives a model the values of a weights file, int8 multiplied out to float32."""
     names = (name for name in weights.tensors if not name.endswith(SCALE))
     model.load_state_dict({name: torch.tensor(weights.matrix(name)) for name in names})
+    if weights.initial:
+        put_initial(model, weights.initial)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

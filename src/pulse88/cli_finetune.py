@@ -25,8 +25,9 @@ def finetune_options(command: Decorated) -> Decorated:
 @click.option("--data", type=FILE, required=True, help="Folder of MIDI files, or of `pulse88 prepare`.")
 @click.option("-o", "--output", type=FILE, required=True, help="Adapter file to write (safetensors).")
 @click.option("--weights", type=FILE, help="Weights to adapt; without it, those that came with pulse88.")
+@click.option("--adapter", type=FILE, help="Adapter of the same kind to go on from.")
 @finetune_options
-def finetune(data: Path, output: Path, weights: Path | None, **settings: Any) -> None:
+def finetune(data: Path, output: Path, weights: Path | None, adapter: Path | None, **settings: Any) -> None:
     """Adapt weights to a few pieces of your own, on a GPU if there is one, else on this machine's cores.
 
     What comes out is a small file for `pulse88 continue --adapter`, which belongs to these weights alone. Some of the
@@ -45,7 +46,7 @@ def finetune(data: Path, output: Path, weights: Path | None, **settings: Any) ->
     from pulse88.finetune import finetune as adapt
 
     with progress("adapting") as tell:
-        done = adapt(weights or default_weights(), data, output, config, tell)
+        done = adapt(weights or default_weights(), data, output, config, tell, start=adapter)
     click.echo(
         f"Trained on {done.train_pieces} pieces, judged by {done.held_out}; "
         f"step {done.best_step} of {done.steps} kept (ended by {done.ended_by}), {done.minutes:.1f} minutes."

@@ -233,20 +233,22 @@ class TrainConfig:
         return self.floor + (1 - self.floor) * falling
 
 
-ADAPTER_KINDS = ("low-rank", "full")
+# Kinds of adapters, and the peak learning rate that suits each.
+ADAPTER_RATES = {"low-rank": 1e-4, "full": 1e-5, "initial-state": 1e-2}
+ADAPTER_KINDS = tuple(ADAPTER_RATES)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """How weights are adapted to a few pieces. The defaults take some minutes on two cores."""
 
-    kind: str = setting("low-rank", "What is trained: low-rank changes of the projections (megabytes), or full.")
+    kind: str = setting("low-rank", "What is trained: low-rank changes, everything, or the initial state only.")
     rank: int = setting(8, "Rank of the changes.")
     steps: int = setting(60, "Optimizer steps at most.")
     minutes: float = setting(10.0, "Minutes of training at most.")
     window: int = setting(512, "Tokens of a window, four a note.")
     batch_windows: int = setting(2, "Windows of a step.")
-    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW; a tenth of it suits full.")
+    learning_rate: float = setting(0.0, "Peak learning rate of AdamW; 0 for what suits the kind.")
     tempo_stretch: float = setting(0.1, "Largest random change of tempo, as a share; transposition is the release's.")
     look_every: int = setting(10, "Steps between looks at held-out music.")
     patience: int = setting(3, "Looks without a gain after which it stops.")
@@ -254,11 +256,17 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _require(self.kind in ADAPTER_KINDS, f"kind must be one of {', '.join(ADAPTER_KINDS)}, not {self.kind!r}")
-        for name in ("rank", "steps", "minutes", "batch_windows", "learning_rate", "look_every", "patience"):
+        for name in ("rank", "steps", "minutes", "batch_windows", "look_every", "patience"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, not {getattr(self, name)}")
+        _require(0 <= self.learning_rate < math.inf, f"learning_rate must be 0 or more, not {self.learning_rate}")
         _require(32 <= self.window <= 2048, f"window must be 32 to 2048 tokens, not {self.window}")
         _require(0 <= self.tempo_stretch <= 1, f"tempo_stretch must be in [0, 1], not {self.tempo_stretch}")
         _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}")
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate: as asked for, or the kind's."""
+        return self.learning_rate or ADAPTER_RATES[self.kind]
 
 
 PULSE88_40M = ModelConfig()

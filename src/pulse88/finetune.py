@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,11 @@ from pulse88.checkpoint import load_model
 from pulse88.config import RELEASE_RECIPE, FinetuneConfig, TrainConfig
 from pulse88.engine import adapter as adapter_file
 from pulse88.engine import weights as weights_file
-from pulse88.engine.adapter import adapted, read_adapter, write_adapter
-from pulse88.engine.weights import Weights
+from pulse88.engine.adapter import DOWN, Adapter, adapted, read_adapter, write_adapter
+from pulse88.engine.weights import Tensors, Weights
 from pulse88.evaluate import likelihood
-from pulse88.low_rank import add_low_rank, low_rank_tensors
+from pulse88.initial_state import add_initial, initial_tensors
+from pulse88.low_rank import add_low_rank, low_rank_tensors, put_low_rank
 from pulse88.model import Pulse88
 from pulse88.objective import nats, nats_of_each, split_targets
 from pulse88.optimizer import make_optimizers, set_learning_rate
@@ -78,24 +80,29 @@ def finetune(
     output: Path,
     config: FinetuneConfig,
     tell: Tell = lambda share, remark: None,
+    *,
+    start: Path | None = None,
 ) -> Adapted:
     """Adapts weights to `data`, a folder of `pulse88 prepare` or one of MIDI files, and writes the adapter.
 
-    Nothing is written, and FinetuneError raised, if held-out music isn't predicted better in the end. Other errors:
-    WeightsError, ShardError, PrepareError (all of them ValueErrors).
+    `start` is an adapter of these weights and this kind to go on from, with the windows that come after those that it
+    has seen. Nothing is written, and FinetuneError raised, if held-out music isn't predicted better in the end. Other
+    errors: WeightsError, AdapterError, ShardError, PrepareError (all of them ValueErrors).
     """
     began = time.monotonic()
     base = weights_file.read(weights_path)
+    earlier = _earlier(start, base, config) if start else None
+    steps_before = int(earlier.metadata["steps"]) if earlier else 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     window = min(config.window, base.config.max_positions) // EVENT_TOKENS * EVENT_TOKENS
     with _prepared(data, base.grid) as folder:
         corpus, excerpts, prompt, held_out = _sides(folder, base.grid, window)
     torch.manual_seed(config.seed)
-    model = _on(load_model(base), device)
+    model = _on(load_model(adapted(base, earlier) if earlier and config.kind == "full" else base), device)
+    tensors_of = _trainable(model, base, config, earlier.tensors if earlier else {})
     measure = _Measure(excerpts, prompt, window, torch.bfloat16 if device.type == "cuda" else None)
     before = measure(model)
-    added = add_low_rank(model, config.rank) if config.kind == "low-rank" else {}
-    tuner = _Tuner(model, Batches(corpus, _recipe(config, window)), config, measure, before.windows)
+    tuner = _Tuner(model, Batches(corpus, _recipe(config, window)), config, measure, before.windows, steps_before)
     with Sitting(config.minutes) as sitting:
         ended_by = tuner.run(sitting, tell)
     if not tuner.best_step:
@@ -104,12 +111,10 @@ def finetune(
             f"{tuner.steps} steps, so nothing is written: give more music, more steps, or a lower learning rate"
         )
     tuner.restore_best()
+    notes = {"steps": str(steps_before + tuner.best_step), "bits_per_note_before": f"{before.windows:.4f}"}
     if config.kind == "low-rank":
-        tensors = {name: t.numpy() for name, t in low_rank_tensors(added).items()}
-    else:
-        tensors = _full(model, base)
-    notes = {"steps": str(tuner.best_step), "bits_per_note_before": f"{before.windows:.4f}", "rank": str(config.rank)}
-    write_adapter(output, config.kind, base, tensors, notes)
+        notes["rank"] = str(config.rank)
+    write_adapter(output, config.kind, base, tensors_of(), notes)
     after = measure(_on(load_model(adapted(base, read_adapter(output))), device))
     return Adapted(
         before,
@@ -124,6 +129,34 @@ def finetune(
     )
 
 
+def _earlier(path: Path, base: Weights, config: FinetuneConfig) -> Adapter:
+    """The adapter to go on from, which fits these weights; FinetuneError if it is of another kind or rank."""
+    found = read_adapter(path)
+    if not re.fullmatch(r"[0-9]{1,9}", found.metadata.get("steps", "")):
+        raise FinetuneError(f"{path} doesn't say how many steps it took, so nobody can go on from it: make a new one")
+    if found.kind != config.kind:
+        raise FinetuneError(f"{path} is of the kind {found.kind}: give --kind {found.kind} to go on from it")
+    adapted(base, found)
+    ranks = sorted({len(tensor) for name, tensor in found.tensors.items() if name.endswith(DOWN)})
+    if config.kind == "low-rank" and ranks != [config.rank]:
+        raise FinetuneError(f"{path} is of rank {', '.join(map(str, ranks))}, not {config.rank}: give its --rank")
+    return found
+
+
+def _trainable(
+    model: Pulse88, base: Weights, config: FinetuneConfig, values: Tensors
+) -> Callable[[], dict[str, NDArray]]:
+    """Makes what the kind trains trainable, from an earlier adapter's values on; gives what tells its tensors."""
+    if config.kind == "full":
+        return lambda: _full(model, base)
+    if config.kind == "initial-state":
+        state = add_initial(model, values)
+        return lambda: {name: t.numpy() for name, t in initial_tensors(state).items()}
+    added = add_low_rank(model, config.rank)
+    put_low_rank(added, values)
+    return lambda: {name: t.numpy() for name, t in low_rank_tensors(added).items()}
+
+
 def _recipe(config: FinetuneConfig, window: int) -> TrainConfig:
     """The release's, gentler: what batches and optimizer need to know."""
     return replace(
@@ -133,7 +166,7 @@ def _recipe(config: FinetuneConfig, window: int) -> TrainConfig:
         batch_windows=config.batch_windows,
         steps=config.steps,
         optimizer="adamw",
-        learning_rate=config.learning_rate,
+        learning_rate=config.peak_rate,
         weight_decay=0.0,
         warmup_steps=min(5, config.steps),
         constant_share=0.5,
@@ -264,9 +297,10 @@ class _Tuner:
     """The loop: steps, a look at held-out windows every few of them, and the best values so far."""
 
     def __init__(
-        self, model: Pulse88, batches: Batches, config: FinetuneConfig, measure: _Measure, before: float
+        self, model: Pulse88, batches: Batches, config: FinetuneConfig, measure: _Measure, before: float, seen: int
     ) -> None:
         self.model, self.batches, self.config, self._measure = model, batches, config, measure
+        self._seen = seen  # steps whose windows an earlier adapter has had
         self.optimizers = make_optimizers(model, batches.config)
         self.steps, self.best_step, self._best_bits = 0, 0, before
         self._looked_at = self._looks_since_best = 0
@@ -312,7 +346,7 @@ class _Tuner:
         recipe = self.batches.config
         set_learning_rate(self.optimizers, recipe.learning_rate_at(step))
         device = self.model.token_embedding.weight.device
-        inputs, targets, counts = split_targets(torch.from_numpy(self.batches.batch(step)).to(device))
+        inputs, targets, counts = split_targets(torch.from_numpy(self.batches.batch(self._seen + step)).to(device))
         self.model.train()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits, _ = self.model(inputs, self.model.zero_state(len(inputs)))

@@ -9,8 +9,11 @@ Shape legend: R rows (outputs), C columns (inputs), K rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -44,6 +47,15 @@ def add_low_rank(model: Pulse88, rank: int, scale: float = 2.0) -> dict[str, Low
             added[name] = LowRank(module.weight.detach(), rank, scale)
             parametrize.register_parametrization(module, "weight", added[name])
     return added
+
+
+def put_low_rank(added: Mapping[str, LowRank], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Gives changes of the same rank the values of an adapter file; what the file doesn't name stays as it is."""
+    with torch.no_grad():
+        for name, change in added.items():
+            if name + DOWN in tensors:
+                change.A_KC.copy_(torch.tensor(tensors[name + DOWN]))
+                change.B_RK.copy_(torch.tensor(tensors[name + UP]) / change.scale)
 
 
 def low_rank_tensors(added: dict[str, LowRank]) -> dict[str, Tensor]:

@@ -113,6 +113,11 @@ class GatedDeltaNet(nn.Module):
         self.v_conv1d = nn.Conv1d(values, values, config.conv_size, groups=values, bias=False)
         self.o_norm = RMSNorm(config.gdn_value_dim, config.norm_eps)
         self.o_proj = nn.Linear(values, width, bias=False)
+        # The state before the first token, where it isn't zero.
+        self.initial_memory: nn.Parameter | None
+        self.initial_tail: nn.Parameter | None
+        self.register_parameter("initial_memory", None)
+        self.register_parameter("initial_tail", None)
 
     def forward(self, x_BTI: Tensor, state: GDNState) -> tuple[Tensor, GDNState]:
         q_BTHK, k_BTHK, v_BTHV, gate_BTHV, g_BTH, beta_BTH, tail_BWC = self.inputs(x_BTI, state.tail_BWC)
@@ -171,7 +176,11 @@ class GatedDeltaNet(nn.Module):
         channels = 2 * config.gdn_key_width + config.gdn_value_width
         memory = (batch, config.gdn_num_heads, config.gdn_key_dim, config.gdn_value_dim)
         wide = torch.promote_types(like.dtype, torch.float32)
-        return GDNState(like.new_zeros(batch, config.conv_size - 1, channels), like.new_zeros(memory, dtype=wide))
+        tail_BWC = like.new_zeros(batch, config.conv_size - 1, channels)
+        memory_BHKV = like.new_zeros(memory, dtype=wide)
+        if self.initial_tail is not None and self.initial_memory is not None:
+            tail_BWC, memory_BHKV = tail_BWC + self.initial_tail, memory_BHKV + self.initial_memory
+        return GDNState(tail_BWC, memory_BHKV)
 
 
 def convolved_heads(
@@ -378,7 +387,7 @@ class Pulse88(nn.Module):
                 module.kernel = kernel
 
     def zero_state(self, batch: int = 1) -> State:
-        """The state before the first token."""
+        """The state before the first token: zeros, unless initial states were put into the GDN blocks."""
         like = self.token_embedding.weight.detach()
         layers = tuple(
             tuple(getattr(layer, name).zero_state(batch, like) for name in layer.names)

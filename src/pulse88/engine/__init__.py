@@ -43,7 +43,7 @@ class Engine(Protocol):
         """64 hex digits of the weights, see `Weights.sha256`."""
 
     def zero_state(self, batch: int = 1) -> Any:
-        """The state that has seen nothing."""
+        """The state that has seen nothing: zeros, or the weights' `initial`."""
 
     def forward(self, ids: ArrayLike, state: Any, *, last_only: bool = False) -> tuple[NDArray[np.float32], Any]:
         """Logits [B, T, V] of whole-number ids [B, T] and the state after them; [B, 1, V] with `last_only`.

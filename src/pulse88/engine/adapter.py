@@ -4,6 +4,7 @@ An adapter is a safetensors file with the sha256 of the weights it belongs to. K
 
     low-rank   for a matrix `name.weight` [R, C]: `name.lora_A` [K, C] and `name.lora_B` [R, K]; W + B A is computed
     full       tensors that take the places of those of the same names
+    initial-state  what every GDN block begins with instead of zeros, `layout.initial_shapes`; no weight changes
 
 A changed int8 matrix is rounded to int8 again, by chance: a change is often smaller than half a step between two
 numbers, so that rounding to the nearest would undo it, but it survives as the chance to go one step further. The chance
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from pulse88.config import ADAPTER_KINDS
-from pulse88.engine.weights import SCALE, Tensors, Weights, save
+from pulse88.engine.weights import SCALE, Tensors, Weights, WeightsError, save
 
 FORMAT = "1"
 DOWN, UP = ".lora_A", ".lora_B"
@@ -83,9 +84,19 @@ def adapted(weights: Weights, adapter: Adapter) -> Weights:
             f"{source} belongs to other weights (sha256 {adapter.base_sha256[:16]}..., these have "
             f"{weights.sha256[:16]}...): name the file it was made with by --weights"
         )
+    metadata = {**weights.metadata, "adapter_sha256": adapter.sha256}
+    if adapter.kind == "initial-state":
+        odd = sorted(name for name, of in adapter.tensors.items() if of.dtype not in (np.float16, np.float32))
+        if odd or not adapter.tensors:
+            problem = f"has {', '.join(odd)} of another type than float16 or float32" if odd else "holds nothing"
+            raise AdapterError(f"{source} {problem}: make or fetch it again")
+        initial = {name: array.astype(np.float32) for name, array in adapter.tensors.items()}
+        try:
+            return Weights(weights.config, weights.tensors, weights.grid, metadata, initial=initial)
+        except WeightsError as error:
+            raise AdapterError(f"{source} doesn't fit these weights: {'; '.join(error.problems)}") from error
     changed = _merged(weights, adapter, source) if adapter.kind == "low-rank" else dict(adapter.tensors)
     kept = {name: tensor for name, tensor in weights.tensors.items() if name.removesuffix(SCALE) not in changed}
-    metadata = {**weights.metadata, "adapter_sha256": adapter.sha256}
     return Weights(weights.config, kept | changed, weights.grid, metadata)
 
 

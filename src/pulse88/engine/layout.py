@@ -81,6 +81,17 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def initial_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of what a state holds before the first token: of every GDN block `<mixer>.memory` [H, K, V], and
+    `<mixer>.tail` [conv_size - 1, q|k|v channels], the inputs of its convolution. Attention has no keys yet.
+    """
+    c = config
+    memory = (c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim)
+    tail = (c.conv_size - 1, 2 * c.gdn_key_width + c.gdn_value_width)
+    names = [mixer for kind, mixer, _ in mixers(c) if kind == "gdn"]
+    return {f"{name}.{part}": shape for name in names for part, shape in (("memory", memory), ("tail", tail))}
+
+
 def beyond_engines(config: ModelConfig) -> list[str]:
     """What of a configuration the CPU engines don't compute; variants for research run on torch."""
     plain = ModelConfig()

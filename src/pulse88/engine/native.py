@@ -54,8 +54,11 @@ class NativeEngine:
         if batch < 1:
             raise ValueError(f"a batch has 1 or more sequences, not {batch}")
         loans = self._memory(), self._rows(), self._tails()
-        for loan in loans:
+        for loan, part in zip(loans, ("memory", "", "tail"), strict=True):
             loan.array[...] = 0
+            if part and self._source.initial:
+                names = (f"{name}.{part}" for kind, name, _ in mixers(self.config) if kind == "gdn")
+                loan.array[...] = [self._source.initial[name] for name in names]
         strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._kept, self._gqa_count, 0, 0))
         return NativeState(self.config, (strand,) * batch)
 

@@ -170,13 +170,12 @@ class Gdn:
         self.o_norm_V = tensors["core.o_norm.weight"]
         self.o_proj = tensors["core.o_proj.weight"]
         self.out_proj = tensors["out_proj.weight"]
+        c, dtype = config, self.in_proj.dtype
+        self._memory_HKV = tensors.get("memory", np.zeros((c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim), dtype))
+        self._tail_TW = tensors.get("tail", np.zeros((c.conv_size - 1, len(self.conv_WC)), dtype))
 
     def zero_state(self, batch: int) -> GdnState:
-        c, dtype = self.config, self.in_proj.dtype
-        return GdnState(
-            np.zeros((batch, c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim), dtype),
-            np.zeros((batch, c.conv_size - 1, len(self.conv_WC)), dtype),
-        )
+        return GdnState(*(np.repeat(of[None], batch, axis=0) for of in (self._memory_HKV, self._tail_TW)))
 
     def __call__(self, x_BTD: Array, state: GdnState, position: int) -> tuple[Array, GdnState]:
         c = self.config
@@ -264,6 +263,7 @@ class NumpyEngine:
         self.config = config = weights.config
         self._weights = weights
         tensors = {n: weights.matrix(n).astype(dtype, copy=False) for n in weights.tensors if not n.endswith(".scale")}
+        tensors |= {name: array.astype(dtype, copy=False) for name, array in weights.initial.items()}
         self._tokens_VD = tensors["token_embedding.weight"]
         self._positions_PD = tensors["position_embedding.weight"]
         self._head_VD = tensors.get("lm_head.weight", self._tokens_VD)

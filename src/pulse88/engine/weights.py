@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from pulse88.config import ModelConfig
-from pulse88.engine.layout import Shape, config_metadata, config_of, expected_shapes
+from pulse88.engine.layout import Shape, config_metadata, config_of, expected_shapes, initial_shapes
 from pulse88.vocabulary import PUBLISHED, TimeGrid
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -52,6 +52,7 @@ class Weights:
     """A model's tensors, checked: names and shapes are those of `expected_shapes(config)`, all values finite.
 
     A tensor is float32, or int8 with a float32 `.scale` beside it. Raises WeightsError listing all that is wrong.
+    `initial`, which no weights file has, is the state before the first token, of `initial_shapes(config)`, float32.
     """
 
     config: ModelConfig
@@ -60,12 +61,15 @@ class Weights:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     path: Path | None = None
     file: NDArray[np.uint8] | None = field(default=None, repr=False)  # as it was read
+    initial: Tensors = field(default_factory=dict, repr=False)  # nothing where it is zero
 
     def __post_init__(self) -> None:
         source = self.path or "this set of tensors"
         if problems := _misfits(self.config, {name: array.shape for name, array in self.tensors.items()}):
             raise WeightsError(source, problems)
         if problems := [problem for name in self.tensors for problem in _faults(name, self.tensors)]:
+            raise WeightsError(source, problems)
+        if self.initial and (problems := _odd_initial(self.config, self.initial)):
             raise WeightsError(source, problems)
 
     def matrix(self, name: str) -> NDArray[np.float32]:
@@ -80,17 +84,18 @@ class Weights:
 
     def as_int8(self) -> Weights:
         """The same model with every matrix in int8; what is int8 already stays as it is."""
-        return Weights(self.config, quantise(self.tensors), self.grid, self.metadata, self.path, self.file)
+        return replace(self, tensors=quantise(self.tensors))
 
     @cached_property
     def sha256(self) -> str:
         """64 hex digits of the file, for provenance; without a file, of the tensors' names and bytes."""
-        if self.file is not None:
+        if self.file is not None and not self.initial:
             return hashlib.sha256(self.file.data).hexdigest()
         digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.tensors[name]).data)
+        for tensors in (self.tensors, self.initial):  # Their names differ.
+            for name in sorted(tensors):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(tensors[name]).data)
         return digest.hexdigest()
 
 
@@ -239,6 +244,19 @@ def _misfits(config: ModelConfig, shapes: Mapping[str, Shape]) -> list[str]:
     matrices = {name + SCALE for name, shape in expected.items() if len(shape) == 2}
     problems += [f"{name}: unexpected" for name in shapes if name not in expected and name not in matrices]
     return problems
+
+
+def _odd_initial(config: ModelConfig, initial: Tensors) -> list[str]:
+    """What is wrong with an initial state."""
+    expected = initial_shapes(config)
+    problems = [f"{name}: {'missing' if name in expected else 'unexpected'}" for name in expected.keys() ^ initial]
+    for name in sorted(expected.keys() & initial):
+        array, shape = initial[name], expected[name]
+        if array.shape != shape or array.dtype != np.float32:
+            problems.append(f"{name}: expected float32 {list(shape)}, found {array.dtype} {list(array.shape)}")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name}: {np.count_nonzero(~np.isfinite(array))} values are not finite")
+    return sorted(problems)
 
 
 def _faults(name: str, tensors: Tensors) -> list[str]:
