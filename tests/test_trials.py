@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +83,17 @@ def test_the_same_trials_come_again(continuer: Continuer) -> None:
     assert first == second
 
 
+def test_takes_that_are_made_together_are_those_that_are_made_alone(continuer: Continuer) -> None:
+    asked = trials.prompts(a_corpus(), FINE, 3, notes=64)
+    together = [take.ids.tolist() for trial in trials.run(continuer, asked, 2, random_seed=3) for take in trial.takes]
+    alone = [
+        take.ids.tolist()
+        for prompt in asked
+        for take in continuer.continue_(prompt.seed, notes=len(prompt.truth), takes=2, random_seed=3)
+    ]
+    assert together == alone
+
+
 def test_drift_is_told_where_there_is_music(continuer: Continuer) -> None:
     corpus = a_corpus((600, 320))
     found = trials.drift(continuer, trials.prompts(corpus, FINE, 2), corpus, at=(1, 2), random_seed=1)
@@ -121,9 +134,13 @@ def test_one_command_writes_the_whole_report(tmp_path: Path) -> None:
     save(tmp_path / "w.safetensors", random_tensors(CONFIG, 0), metadata_of(CONFIG, FINE))
     out = tmp_path / "report"
     asked = ["evaluate", "--data", str(tmp_path), "--weights", str(tmp_path / "w.safetensors"), "-o", str(out)]
-    told = CliRunner().invoke(main, [*asked, "--engine", "numpy", "--prompts", "2", "--takes", "1", "--fmd"])
+    told = CliRunner().invoke(
+        main, [*asked, "--engine", "numpy", "--prompts", "2", "--takes", "1", "--long", "0", "--fmd"]
+    )
     assert told.exit_code == 0, told.output
     found = json.loads((out / "report.json").read_text())
+    assert re.fullmatch(r"[0-9.]+( \(commit [0-9a-f]{12}(, changed since)?\))?", found["about"]["version"])
+    assert (found["about"]["pieces"], found["about"]["of_pieces"]) == (3, 3)
     bits = found["likelihood"]["bits_per_note"]
     assert bits["low"] <= bits["value"] <= bits["high"]
     assert f"{bits['value']:8.3f} bits a note" in told.output
@@ -148,7 +165,13 @@ def test_a_report_of_drift_alone_has_its_table_and_its_curve(tmp_path: Path) -> 
     rows = [
         {"who": who, "contexts": n, "pieces": 3, "figures": figures} for who in ("composer", "model") for n in (1, 8)
     ]
-    about = {"weights": "w", "weights_sha256": "0" * 64, "engine": "numpy", "version": "0", "command": "pulse88"}
+    about: dict[str, Any] = {
+        "weights": "w",
+        "weights_sha256": "0" * 64,
+        "engine": "numpy",
+        "version": "0",
+        "command": "pulse88",
+    }
     report.write(tmp_path, {"about": about, "drift": rows, "remarks": ["Said in the end."]})
     text = (tmp_path / "report.md").read_text()
     assert "## Drift" in text and "| model | 8 | 3 | 0.50 |" in text

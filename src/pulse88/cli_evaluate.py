@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import click
 
 from pulse88 import __version__
 from pulse88.config import SamplingConfig
-from pulse88.terminal import FILE, field_option, progress
+from pulse88.terminal import FILE, adapter_option, field_option, progress
 
 if TYPE_CHECKING:
     from pulse88.batches import TokenCorpus
@@ -27,6 +29,7 @@ ENGINES = ("auto", "torch", "native", "numpy")
 
 @click.command(short_help="Measure weights on held-out pieces.")
 @click.option("--weights", type=FILE, help="Weights to measure; without it, those that came with pulse88.")
+@adapter_option
 @click.option("--data", type=FILE, required=True, help="Folder made by `pulse88 prepare`.")
 @click.option("--split", default="validation", show_default=True, help="Which pieces of it.")
 @click.option("--pieces", type=click.IntRange(min=1), help="Only so many pieces, evenly spaced; all without it.")
@@ -45,10 +48,10 @@ ENGINES = ("auto", "torch", "native", "numpy")
 @click.option(
     "--long",
     "long_takes",
-    default=0,
+    default=4,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Prompts played on 8 contexts.",
+    help="Prompts played on to 8 times the context, for the drift curve: about half a minute each.",
 )
 @click.option("--fmd", is_flag=True, help="Also the Frechet Music Distance, where its package is installed.")
 @field_option(SamplingConfig, "temperature", type=float)
@@ -56,6 +59,7 @@ ENGINES = ("auto", "torch", "native", "numpy")
 @click.option("--random-seed", default=0, show_default=True, type=int, help="Fixes the continuations.")
 def evaluate(
     weights: Path | None,
+    adapter: Path | None,
     data: Path,
     split: str,
     pieces: int | None,
@@ -78,11 +82,14 @@ def evaluate(
     """
     from pulse88 import report, shards
     from pulse88.continuation import default_weights
+    from pulse88.engine.adapter import adapted, read_adapter
     from pulse88.engine.weights import read
     from pulse88.likelihood import grid_bits_per_note
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p)
-    loaded = read(weights or default_weights())
+    loaded = base = read(weights or default_weights())
+    if adapter:
+        loaded = adapted(base, read_adapter(adapter))
     grid = shards.read_grid(data)
     if grid.fingerprint != loaded.grid.fingerprint:
         raise click.ClickException(
@@ -103,13 +110,14 @@ def evaluate(
     if not output:
         return
     about = {
-        "weights": loaded.path.name if loaded.path else "in memory",
+        "weights": (base.path.name if base.path else "in memory") + (f" with {adapter.name}" if adapter else ""),
         "weights_sha256": loaded.sha256,
         "engine": name,
-        "version": __version__,
+        "version": __version__ + _commit(),
         "command": shlex.join(["pulse88", *sys.argv[1:]]),
         "split": split,
         "pieces": len(found.notes),
+        "of_pieces": len(whole.names),
         "notes": int(found.notes.sum()),
     }
     section = report.likelihood_section(found, corpus, grid)
@@ -122,6 +130,21 @@ def evaluate(
         result |= music
     report.write(output, result)
     click.echo(f"Wrote {output / 'report.md'}.")
+
+
+def _commit() -> str:
+    """In a checkout the commit that runs, and whether anything in it was changed since; empty elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or not (git := shutil.which("git")):
+        return ""
+
+    def answer(*asked: str) -> str:
+        return subprocess.run(
+            [git, "-C", str(root), *asked], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    changed = ", changed since" if answer("status", "--porcelain", "--untracked-files=no") else ""
+    return f" (commit {answer('rev-parse', '--short=12', 'HEAD')}{changed})"
 
 
 def _likelihood(loaded: Weights, corpus: TokenCorpus, engine: str, batch: int) -> tuple[str, Likelihood]:

@@ -21,7 +21,7 @@ from pulse88.distributions import FEATURES
 from pulse88.intervals import LEVEL, RESAMPLES, Interval, mean, ratio
 from pulse88.likelihood import CONTEXTS, SLOTS, Floats, Likelihood, grid_bits, seconds_of_pieces, sources
 from pulse88.shards import write_whole
-from pulse88.trials import FIGURES, NOTES, PROMPT_NOTES, Row
+from pulse88.trials import DRIFT_NOTES, FIGURES, NOTES, PROMPT_NOTES, Row
 from pulse88.vocabulary import EVENT_TOKENS, TimeGrid
 
 COLOURS = {"model": "#d1701f", "same piece, later": "#3565a8", "another piece": "#9aa0a6", "composer": "#3565a8"}
@@ -121,8 +121,9 @@ def _plain(value: Any) -> Any:
 
 def _markdown(report: Mapping[str, Any], pictures: Sequence[str]) -> str:
     about = report["about"]
-    lines = ["# How good it is", "", f"Weights `{about['weights']}`, sha256 {about['weights_sha256'][:16]}…, engine"]
-    lines[-1] += f" {about['engine']}, pulse88 {about['version']}; made by `{about['command']}`."
+    lines = ["# How good it is", "", f"Weights `{about['weights']}`, sha256 {about['weights_sha256']}, engine"]
+    lines[-1] += f" {about['engine']}, pulse88 {about['version']}; made by"
+    lines += ["", f"    {about['command']}"]
     lines += ["", f"In brackets: {LEVEL:.0%} bootstrap intervals over pieces ({RESAMPLES:,} resamples)."]
     if "likelihood" in report:
         lines += _likelihood_lines(report["likelihood"], about)
@@ -140,7 +141,8 @@ def _markdown(report: Mapping[str, Any], pictures: Sequence[str]) -> str:
 def _likelihood_lines(found: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     lines = ["", "## Likelihood", ""]
     lines.append(
-        f"{about['pieces']} pieces of `{about['split']}`, {about['notes']:,} notes, "
+        f"{about['pieces']} of the {about['of_pieces']} pieces of `{about['split']}`, evenly spaced, "
+        f"{about['notes']:,} notes, "
         f"{found['bits_per_second'].text(1)} bits a second of music."
     )
     lines += ["", *table(["", "bits a note", "grid-free"], [["**these weights**", *_both(found)]])]
@@ -192,7 +194,11 @@ def _continuation_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _drift_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["", "## Drift", "", "One long take of each prompt, in windows of 256 notes that end at so many contexts."]
+    lines = ["", "## Drift", ""]
+    lines.append(
+        f"One long take of each prompt, in windows of {DRIFT_NOTES} notes that end at so many times the context; the "
+        "composer's own piece at the same places, where it goes on for so long."
+    )
     heads = ["", "contexts", "pieces", *FIGURES.values()]
     rows = [[r["who"], str(r["contexts"]), str(r["pieces"]), *_texts(r["figures"], 2)] for r in found]
     return [*lines, "", *table(heads, rows)]
@@ -267,8 +273,8 @@ def _draw_areas(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _draw_drift(found: Sequence[Mapping[str, Any]], path: Path) -> None:
-    shown = ("cosine", "density", "bars", "degenerate")
-    figure, axes = _figure(16, len(shown))
+    shown = ("density", "range", "entropy", "bars", "degenerate")
+    figure, axes = _figure(17, len(shown))
     for ax, name in zip(axes, shown, strict=True):
         for who in dict.fromkeys(row["who"] for row in found):
             mine = [row for row in found if row["who"] == who]

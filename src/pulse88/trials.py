@@ -23,7 +23,8 @@ from pulse88.continuation import Continuer
 from pulse88.distributions import FEATURES, compare
 from pulse88.intervals import Interval, mean
 from pulse88.notes import Performance
-from pulse88.playing import Continuation
+from pulse88.playing import TOGETHER, Continuation, in_groups, play_together
+from pulse88.provenance import ContinueConfig
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import EVENT_TOKENS, TimeGrid
 
@@ -32,6 +33,7 @@ NOTES = 256  # new notes of a take; fewer where the piece has fewer
 LEAST_NOTES = 64  # a piece that has no such passage twice after its prompt is left out
 DRIFT_AT = (1, 2, 4, 8)  # contexts
 DRIFT_NOTES = 256  # of a window
+TELL_EVERY = 16  # notes
 FIGURES = {
     "cosine": "pitch classes like the prompt's (cosine)",
     "density": "density against the prompt's",
@@ -101,12 +103,35 @@ def run(
     tell: Tell = lambda share, remark: None,
 ) -> Iterator[Trial]:
     """`takes` takes of each prompt, as long as its true continuation."""
-    for done, prompt in enumerate(asked, 1):
-        made = continuer.continue_(
-            prompt.seed, notes=len(prompt.truth), takes=takes, sampling=sampling, random_seed=random_seed
-        )
-        tell(done / len(asked), f"{done} of {len(asked)} prompts")
-        yield Trial(prompt, made)
+    at_once = max(1, TOGETHER // takes)
+    for first in range(0, len(asked), at_once):
+        group = asked[first : first + at_once]
+        lengths = [len(prompt.truth) for prompt in group]
+        made = _played(continuer, group, lengths, takes, sampling, random_seed)
+        tell((first + len(group)) / len(asked), f"{first + len(group)} of {len(asked)} prompts")
+        yield from map(Trial, group, made)
+
+
+def _played(
+    continuer: Continuer,
+    asked: Sequence[Prompt],
+    lengths: Sequence[int],
+    takes: int,
+    sampling: SamplingConfig | None,
+    random_seed: int,
+    tell: Callable[[float], None] = lambda share: None,
+) -> list[list[Continuation]]:
+    """`takes` takes of each prompt, of so many notes; all are computed together, and each is what it is alone."""
+    playings = [
+        continuer.begin(prompt.seed, ContinueConfig(notes=notes, takes=takes, random_seed=random_seed), sampling)
+        for prompt, notes in zip(asked, lengths, strict=True)
+    ]
+    groups = in_groups([playing for of_prompt in playings for playing in of_prompt])
+    for done, group in enumerate(groups):
+        for playing in play_together(group):
+            if playing is group[0] and playing.notes % TELL_EVERY == 0:
+                tell((done + playing.share) / len(groups))
+    return [[playing.continuation() for playing in of_prompt] for of_prompt in playings]
 
 
 def figures(seed: Performance, music: Performance) -> dict[str, float]:
@@ -191,8 +216,11 @@ def drift(
     context = continuer.engine.config.max_positions // EVENT_TOKENS
     windows = {times: slice(max(0, times * context - DRIFT_NOTES), times * context) for times in at}
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for done, prompt in enumerate(asked, 1):
-        (take,) = continuer.continue_(prompt.seed, notes=max(at) * context, sampling=sampling, random_seed=random_seed)
+    lengths = [max(at) * context] * len(asked)
+    made = _played(
+        *(continuer, asked, lengths, 1, sampling, random_seed), lambda share: tell(share, f"{len(asked)} long takes")
+    )
+    for prompt, (take,) in zip(asked, made, strict=True):
         piece = corpus.names.index(prompt.name)
         start = int(corpus.starts[piece]) + 1 + EVENT_TOKENS * PROMPT_NOTES
         stop = int(corpus.starts[piece] + corpus.lengths[piece]) - 1
@@ -201,7 +229,6 @@ def drift(
             for who, music in (("model", take.new), ("composer", real)):
                 if len(music) >= window.stop:
                     found.setdefault((who, times), []).append(figures(prompt.seed, music.take(window)))
-        tell(done / len(asked), f"{done} of {len(asked)} long takes")
     return [
         {
             "who": who,
