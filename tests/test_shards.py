@@ -106,7 +106,7 @@ def test_pickles_are_neither_written_nor_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write(tmp_path)
     np.savez(tmp_path / "train-00000.npz", tokens=np.array([{}]), allow_pickle=True)
-    with pytest.raises(ShardError, match=r"train-00000\.npz: Object arrays cannot be loaded"):
+    with pytest.raises(ShardError, match=r"train-00000\.npz: tokens.npy is no array of numbers"):
         read_split(tmp_path, "train")
 
 
@@ -271,5 +271,5 @@ def test_members_of_an_npz_that_are_encrypted_strange_or_no_arrays_are_refused(t
     magic = good.index(b"\x93NUMPY")
     with zipfile.ZipFile(shard, "w") as archive:
         archive.writestr("tokens.npy", b"no array" + good[magic:])
-    with pytest.raises(ShardError, match="tokens is no array"):
+    with pytest.raises(ShardError, match="tokens.npy is no array"):
         read_split(data, "train")

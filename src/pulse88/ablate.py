@@ -119,7 +119,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         found["key"], found["bits_per_note"]
     except FileNotFoundError:
         return None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AblationError(f"{path}: {error}; delete it, and the row is judged again") from error
     return found
 

@@ -91,7 +91,7 @@ def prepare(
     _tell(summary, output, verbose)
     speed = f"{took:.1f} s"
     if not parsed.were_there:  # else it would count files that an earlier run read
-        speed += f", {parsed.files / worked:.0f} files a second and core"
+        speed += f", {parsed.files / max(worked, 0.01):.0f} files a second and core"  # The clock ticks every 10 ms.
     click.echo(f"Read {read} in {speed}.")
 
 

@@ -122,7 +122,7 @@ def read_chunk(path: Path) -> Chunk:
             chordal_at += 4 * row["chordal"]
             notes_at += row["length"] + row["notes"] * _NOTE_BYTES
         return Chunk(header["key"], entries, [Refused(*row) for row in header["refused"]])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise JournalError(f"{path}: {error}; delete it, and prepare again") from error
 
 
@@ -130,7 +130,7 @@ def key_of(path: Path) -> str:
     """The key of a chunk; empty if there is none, or none that can be read."""
     try:
         return str(_header(path)[0]["key"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -124,7 +124,7 @@ def _licences(given: str) -> dict[str, str]:
         return {source.strip(): licence.strip()}
     try:
         table = json.loads(_text(Path(given)))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{given}: no JSON ({error}): give an object of sources and licences") from error
     if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
         raise ValueError(f'{given}: not an object of sources and licences, such as {{"maestro": "CC BY-NC-SA 4.0"}}')

@@ -33,6 +33,7 @@ FORMAT = 1
 EVERY = 44  # successive shingles of which the smallest is kept, unless asked otherwise
 LONGEST_EVERY = 255 - SHINGLE_NOTES
 SEED_BITS = 20
+LARGEST_HEADER = 2**27  # bytes of JSON; a name is about 60
 TEMPO_STEPS = 2  # half octaves that the tempos of two successive links may differ by: rubato, and rounding
 FARTHEST_TEMPO = 4  # half octaves from the corpus's tempo
 # Chords are groups of notes less than TOGETHER apart. At another tempo it is another gap that this means, so a query
@@ -212,18 +213,23 @@ class OverlapIndex:
             raise FileNotFoundError(f"{path}: there is no such index: make one with `pulse88 index DATA`")
         try:
             arrays = read_npz(path, ("header", "seeds", "gaps", "seconds"))
-            header = json.loads(lzma.decompress(arrays["header"].tobytes()))
+            header = json.loads(_stretched(arrays["header"], LARGEST_HEADER))
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
+            if problem := _problem(header):
+                raise ValueError(problem)
+            packed = arrays["seeds"]
+            most = 8 * packed.size // SEED_BITS + 1
+            gaps, seconds = (np.frombuffer(_stretched(arrays[name], most), np.uint8) for name in ("gaps", "seconds"))
             counts = np.array(header["counts"], np.int64)
-            gaps, seconds = (
-                np.frombuffer(lzma.decompress(arrays[name].tobytes()), np.uint8) for name in ("gaps", "seconds")
-            )
-            if len(counts) != len(header["names"]) or not counts.sum() == len(gaps) == len(seconds):
+            if packed.dtype != np.uint8 or 8 * packed.size < len(gaps) * SEED_BITS:
+                raise ValueError("it has too few seeds")
+            if sum(header["counts"]) != len(gaps) or len(gaps) != len(seconds):
                 raise ValueError("its parts don't fit together")
-            seeds = _from_bits(arrays["seeds"], len(gaps))
-        except (ValueError, KeyError, TypeError, EOFError, lzma.LZMAError) as error:
-            raise OverlapIndexError(f"{path}: no index ({error}); make one with `pulse88 index DATA`") from error
+            seeds = _from_bits(packed.ravel(), len(gaps))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, lzma.LZMAError) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise OverlapIndexError(f"{path}: no index ({problem}); make one with `pulse88 index DATA`") from error
         return cls(tuple(header["names"]), counts, seeds, gaps, seconds, header["every"], header["about"])
 
 
@@ -290,3 +296,26 @@ def exact(onset: Floats, pitch: NDArray, piece_onset: Floats, piece_pitch: NDArr
 
 def _squeezed(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(lzma.compress(data, preset=9), np.uint8)
+
+
+def _stretched(packed: NDArray, most: int) -> bytes:
+    """What `_squeezed` packed; ValueError if that is more than `most` bytes, LZMAError if it is damaged."""
+    unpacker = lzma.LZMADecompressor()
+    data = unpacker.decompress(packed.tobytes(), most + 1)
+    if not unpacker.eof:
+        raise ValueError(f"a part of it has more than {most:,} bytes, or is cut off")
+    return data
+
+
+def _problem(header: Mapping[str, Any]) -> str:
+    """What is wrong with the header of an index file; empty if nothing is."""
+    names, counts = header["names"], header["counts"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "its names are no list of words"
+    if not isinstance(counts, list) or not all(type(count) is int and 0 <= count < 2**40 for count in counts):
+        return "its counts are no list of numbers"
+    if len(names) != len(counts) or not isinstance(header["about"], dict):
+        return "its parts don't fit together"
+    if type(header["every"]) is not int or not 1 <= header["every"] <= LONGEST_EVERY:
+        return f"every is {header['every']!r}"
+    return ""

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,10 +36,15 @@ from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, LOWEST_PITCH, SIZ
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest and the shards
 SHARD_TOKENS = 2**24  # tokens from which on a new shard begins
-_DAMAGES = (  # what numpy and zipfile raise for damaged files
-    *(OSError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
+_DAMAGES = (  # what zipfile raises for damaged files
+    *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+# The header of an array in an NPZ as numpy writes it: numbers alone, in the order of C.
+_ARRAY = re.compile(
+    rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': False, 'shape': \(((?:\d{1,15},? ?){0,4})\),? ?\}\s*"
+)
+UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200  # that an array may have, or times its bytes in the file, if that is more
 _BEGINNING_OF_ZIP = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 COLUMNS: dict[str, Any] = {  # of a shard, one value a note
     "onsets": np.float64,
@@ -169,7 +177,7 @@ def read_manifest(data: Path) -> dict[str, Any]:
         manifest["time_grid"]
         if not isinstance(manifest["pieces"], list) or not all(isinstance(piece, dict) for piece in manifest["pieces"]):
             raise ValueError("its pieces are no list of objects")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         problem = f"no {error}" if isinstance(error, KeyError) else error
         raise ShardError(f"{path}: {problem}; make the data again with `pulse88 prepare`") from error
     return dict(manifest)
@@ -189,13 +197,14 @@ def read_split(data: Path, split: str, *, max_pieces: int = 0) -> TokenCorpus:
     pieces = [piece for piece in manifest["pieces"] if piece.get("split") == split]
     if not pieces:
         raise ShardError(f"{data / MANIFEST}: no piece of split {split!r}; prepare some, or name another split")
+    for piece in pieces:
+        if problem := _problem(piece):
+            raise ShardError(f"{data / MANIFEST}: {piece.get('name', 'a piece')}: {problem}; make the data again")
     if 0 < max_pieces < len(pieces):
         drawn = sorted(range(len(pieces)), key=lambda i: hashlib.sha256(pieces[i]["name"].encode()).digest())
         pieces = [pieces[i] for i in sorted(drawn[:max_pieces])]
     name, shard, tokens = "", np.zeros(0, np.uint8), []
     for piece in pieces:
-        if problem := _problem(piece):
-            raise ShardError(f"{data / MANIFEST}: {piece.get('name', 'a piece')}: {problem}; make the data again")
         if piece["shard"] != name:
             name, shard = piece["shard"], _tokens(data / piece["shard"])
         if piece["offset"] + piece["length"] > len(shard):
@@ -254,13 +263,33 @@ def _arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
 
 
 def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
-    """Those of the named arrays that a file has; ValueError, naming it, for whatever is wrong with it. No pickle."""
+    """Those of the named arrays that a file has; ValueError, naming it, for whatever is wrong with it. No pickle.
+
+    numpy's own reader evaluates headers, and raises whatever that does; here only headers that it writes are known.
+    """
     try:
-        # numpy leaves a file open that it opened itself and that turns out to be damaged.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in names if name in arrays.files}
+        with zipfile.ZipFile(path) as archive:
+            there = set(archive.namelist())
+            return {name: _array(archive, f"{name}.npy") for name in names if f"{name}.npy" in there}
     except _DAMAGES as error:
-        raise ValueError(f"{path}: {error}") from error
-    if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
-        raise ValueError(f"{path}: {', '.join(others)} is no array")
-    return found
+        raise ValueError(f"{path}: {error or type(error).__name__}") from error
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray:
+    """An array of an archive, read into as many bytes as its header and the archive agree on."""
+    info = archive.getinfo(name)
+    with archive.open(info) as file:
+        start = file.read(10)
+        header = file.read(int.from_bytes(start[8:], "little"))
+        if start[:8] != b"\x93NUMPY\x01\x00" or not (known := _ARRAY.fullmatch(header)):
+            raise ValueError(f"{name} is no array of numbers")
+        array_type, shape = np.dtype(known[1].decode()), tuple(map(int, re.findall(rb"\d+", known[2])))
+        size = math.prod(shape) * array_type.itemsize
+        if info.file_size != 10 + len(header) + size:
+            raise ValueError(f"{name} is not as long as its header says")
+        if size > max(UNPACKED_BYTES, UNPACKED_RATIO * info.compress_size):
+            raise ValueError(f"{name} unpacks to {size:,} bytes, more than such a file should hold")
+        data = bytearray(size)
+        if file.readinto(data) != size or file.read(1):
+            raise ValueError(f"{name} is cut off")
+    return np.frombuffer(data, array_type).reshape(shape)

@@ -64,7 +64,10 @@ def load(engine: Engine, data: bytes) -> Take:
     if metadata.get("pulse88_snapshot") != FORMAT:
         found = metadata.get("pulse88_snapshot")
         raise SnapshotError(f"its format is {found!r}, and this version reads {FORMAT!r}: make it again")
-    arrays = arrays_of(data)
+    try:
+        arrays = arrays_of(data)
+    except KeyError as error:
+        raise SnapshotError(f"an array is of the type {error}, which numpy doesn't know") from error
     if metadata.pop("digest", None) != _digest(metadata, arrays):
         raise SnapshotError("its digest is not that of its contents: it is damaged")
     if metadata.get("engine") != engine.name:

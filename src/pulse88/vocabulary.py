@@ -103,7 +103,7 @@ class TimeGrid:
             return cls(str(data["name"]), delta, duration, data["carries_error"])
         except KeyError as error:
             raise ValueError(f"not a time grid: it has no {error}") from error
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a time grid: {error}") from error
 
     @cached_property

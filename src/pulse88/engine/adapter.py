@@ -31,6 +31,7 @@ from pulse88.engine.weights import SCALE, Tensors, Weights, WeightsError, save
 FORMAT = "1"
 DOWN, UP = ".lora_A", ".lora_B"
 _WEIGHT = ".weight"
+_TYPES = frozenset({"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})  # of numpy
 
 
 class AdapterError(ValueError):
@@ -66,7 +67,10 @@ def read_adapter(path: str | Path) -> Adapter:
             metadata: dict[str, str] = opened.metadata() or {}
             if metadata.get("pulse88_adapter") != FORMAT or metadata.get("kind") not in ADAPTER_KINDS:
                 raise AdapterError(f"{path} is no adapter of pulse88: `pulse88 finetune` makes some")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+            types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  it is no dict
+            if odd := [f"{name} is of the type {of}" for name, of in types.items() if of not in _TYPES]:
+                raise AdapterError(f"{path} can't be used: {', '.join(odd)}: make or fetch it again")
+            tensors = {name: opened.get_tensor(name) for name in types}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is no whole safetensors file ({error}): make or fetch it again") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -109,9 +113,14 @@ def _merged(weights: Weights, adapter: Adapter, source: Path | str) -> dict[str,
         down_KC, up_RK = adapter.tensors.get(module + DOWN), adapter.tensors.get(module + UP)
         if down_KC is None or up_RK is None or name not in weights.tensors:
             raise AdapterError(f"{source}: {module} has no pair of {DOWN} and {UP}, or is no matrix of these weights")
-        if (len(up_RK), down_KC.shape[-1]) != weights.tensors[name].shape or up_RK.shape[-1:] != down_KC.shape[:1]:
+        rows, columns = weights.tensors[name].shape if weights.tensors[name].ndim == 2 else (0, 0)
+        rank = len(down_KC) if down_KC.ndim else 0
+        if (up_RK.shape, down_KC.shape) != ((rows, rank), (rank, columns)) or not columns:
             raise AdapterError(f"{source}: {module} is of another shape than in these weights")
-        w_RC = weights.matrix(name) + up_RK.astype(np.float32) @ down_KC.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            w_RC = weights.matrix(name) + up_RK.astype(np.float32) @ down_KC.astype(np.float32)
+        if not np.isfinite(w_RC).all():
+            raise AdapterError(f"{source}: {module} makes numbers that are not finite: make or fetch it again")
         changed |= rounded(name, w_RC, weights.tensors, chance)
     return changed
 

@@ -125,7 +125,7 @@ def config_of(metadata: Mapping[str, str], shapes: Mapping[str, Shape]) -> Model
         return _from_shapes(shapes)
     try:
         values = json.loads(metadata["model_config"])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the metadata's model_config is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError("the metadata's model_config is no JSON object")
@@ -136,7 +136,10 @@ def _typed(name: str, value: Any, like: type) -> Any:
     allowed = (int, float) if like is float else (like,)
     if not isinstance(value, allowed) or (like is not bool and isinstance(value, bool)):
         raise ValueError(f"model_config: {name} is {value!r}, not of type {like.__name__}")
-    return like(value)
+    try:
+        return like(value)
+    except OverflowError as error:
+        raise ValueError(f"model_config: {name} is too large for a {like.__name__}") from error
 
 
 def _from_own(values: Mapping[str, Any]) -> ModelConfig:
