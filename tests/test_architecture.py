@@ -19,9 +19,9 @@ class Room(NamedTuple):
 
 
 HOUSE = (
-    Room(0, "words", "notes vocabulary config"),
+    Room(0, "words", "notes vocabulary config written"),
     Room(1, "music", "midi_events midi_strikes midi_write midi_file tokenizer audio picture musicality join key"),
-    Room(1, "music", "sequential"),
+    Room(0, "words", "sequential"),
     Room(1, "model", "delta_rule kernel_fla kernel_heads model"),
     Room(1, "model", "engine engine.layout engine.weights engine.state engine.reference"),
     Room(1, "model", "engine.library engine.plan engine.native_state engine.native"),

@@ -330,11 +330,46 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     with monkeypatch.context() as patch:
         place: Any = {"save_file": checkpoint, "fsync": checkpoint.os, "replace": Path}[failing]
         at_step(4, lambda: patch.setattr(place, failing, disk_is_full), patch)
-        with pytest.raises(CheckpointError, match=r"step-00000006 could not.*No space left.*step-00000003.*resume"):
+        with pytest.raises(
+            CheckpointError, match=r"step-00000006: can't.*No space left.*make room.*step-00000003.*resume"
+        ):
             train(replace(config, validate_every=100), data, run)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000003"]  # and nothing half-written
     train(config, data, run, resume=True)
     assert files(run, 6)["weights.safetensors"] == files(straight, 6)["weights.safetensors"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_half_of_a_dropped_checkpoint_is_none(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kill in the middle of dropping one leaves it."""
+    run = tmp_path / "run"
+
+    def killed(folder: Path) -> None:
+        (folder / checkpoint.STATE_NAME).unlink()
+        raise Killed
+
+    config = replace(CONFIG, checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            train(config, data, run)
+    assert [checkpoint.read_state(folder)["step"] for folder in checkpoint.list_checkpoints(run)] == [4, 6]
+    assert len(list((run / "checkpoints").iterdir())) == 3
+    train(config, data, run, resume=True)
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000006"]
+
+
+def test_a_log_whose_last_line_was_cut_goes_on(data: Path, tmp_path: Path) -> None:
+    run = half_way(data, tmp_path / "run")
+    for name in ("log.jsonl", "training_log.txt"):
+        with (run / name).open("a") as file:
+            file.write('{"step": 4, "lo')
+    train(CONFIG, data, run, resume=True)
+    assert [line.get("event") for line in lines(run)].count("start") == 2
+    assert "{" not in (run / "training_log.txt").read_text()
 
 
 def disk_is_full(*arguments: Any, **named: Any) -> None:

@@ -29,6 +29,7 @@ from pulse88.likelihood import grid_bits_per_note
 from pulse88.model import Pulse88
 from pulse88.suites import Row, RowConfig, Suite
 from pulse88.train import train
+from pulse88.written import write_whole, written_whole
 
 RESULT = "result.json"
 PREFILL, STEPS = 256, 32  # tokens before the decoding is timed, and timed
@@ -94,7 +95,7 @@ def run(plan: Plan, *, kernel: Kernel | None = None, compiled: bool = False, tel
             tell(f"{row.name}, seed {seed}: stopped by {outcome.ended_by} at step {outcome.progress.step}")
             return
         result = {"key": key, "row": row.name, "seed": seed, **judged(folder, config, data, kernel)}
-        shards.write_whole(folder / RESULT, json.dumps(result, indent=1).encode())
+        write_whole(folder / RESULT, json.dumps(result, indent=1).encode())
         tell(f"{row.name}, seed {seed}: {result['bits_per_note']:.3f} bits a note")
 
 
@@ -304,9 +305,9 @@ def write_tables(plan: Plan) -> Path | None:
     if not lines:
         return None
     results = {line.row.name: list(line.results) for line in lines}
-    shards.write_whole(plan.out / "results.json", json.dumps(results, indent=1).encode())
+    write_whole(plan.out / "results.json", json.dumps(results, indent=1).encode())
     draw(lines, plan.out / "results.png")
-    shards.write_whole(plan.out / "results.md", table(plan, lines).encode())
+    write_whole(plan.out / "results.md", table(plan, lines).encode())
     return plan.out / "results.md"
 
 
@@ -324,6 +325,5 @@ def draw(lines: Sequence[Line], path: Path) -> None:
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [line.row.name for line in reversed(lines)])
     axes.set_xlabel("bits a note against the first row")
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

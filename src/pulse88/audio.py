@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from pulse88 import midi_file
 from pulse88.notes import Performance
+from pulse88.written import write_whole
 
 SAMPLE_RATE = 48_000  # Hz; the renderer knows no other.
 MAX_SECONDS = 3600.0  # An hour takes some 3 GB while it is rendered.
@@ -45,15 +45,10 @@ def render(performance: Performance, path: str | Path, *, soundfont: str | Path 
     """
     path = Path(path)
     data = to_bytes(performance, soundfont=soundfont)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        raise AudioError(f"{path}: can't be written ({error.strerror}); choose another file or folder") from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
+        raise AudioError(f"{path}: {error.strerror}") from error
 
 
 def to_bytes(performance: Performance, *, soundfont: str | Path | None = None) -> bytes:

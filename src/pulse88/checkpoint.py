@@ -31,6 +31,7 @@ from pulse88.initial_state import put_initial
 from pulse88.model import Pulse88
 from pulse88.optimizer import load_named_state, named_state
 from pulse88.vocabulary import TimeGrid
+from pulse88.written import not_written
 
 FORMAT = "1"
 _REMEDY = "delete its folder to resume from the checkpoint before it"
@@ -95,21 +96,35 @@ def save(
     final = folder / f"step-{progress.step:08d}"
     making = folder / f".making-{final.name}"
     try:
-        for left in folder.glob(".making-*"):
-            shutil.rmtree(left)
+        clear(run)
         making.mkdir(parents=True)
         _write(making, model, optimizers, progress, config, circumstances, scaler)
         if final.exists():
-            shutil.rmtree(final)
+            _drop(final)
         making.replace(final)
         for old in list_checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            _drop(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(making, ignore_errors=True)
         found = list_checkpoints(run)
         last = f"the last good one is {found[-1]}" if found else "there is none before it"
-        raise CheckpointError(f"{final} could not be written ({error}); {last}. Make room and resume.") from error
+        problem = not_written(error, final) if isinstance(error, OSError) else error
+        raise CheckpointError(f"{final}: {getattr(problem, 'strerror', problem)}; {last}, --resume goes on") from error
     return final
+
+
+def clear(run: Path) -> None:
+    """Takes away what a process that was killed has left of checkpoints that it wrote or dropped."""
+    for kind in ("making", "going"):
+        for left in (run / "checkpoints").glob(f".{kind}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _drop(folder: Path) -> None:
+    """Takes a checkpoint away; under another name first, so that half of one is none."""
+    going = folder.with_name(f".going-{folder.name}")
+    folder.replace(going)
+    shutil.rmtree(going)
 
 
 def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ import click
 from pulse88 import __version__
 from pulse88.config import SamplingConfig
 from pulse88.terminal import FILE, adapter_option, field_option, progress
+from pulse88.written import make_folder
 
 if TYPE_CHECKING:
     from pulse88.batches import TokenCorpus
@@ -99,7 +100,7 @@ def evaluate(
     whole = shards.read_split(data, split)
     corpus = whole if pieces is None else _some(whole, pieces)
     if output:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
     name, found = _likelihood(loaded, corpus, engine, batch)
     free = found.bits_per_note + grid_bits_per_note(corpus, grid)
     click.echo(f"{len(found.notes)} pieces, {found.notes.sum()} notes of {split}, engine {name}")
@@ -257,7 +258,7 @@ def _write_music(made: list[Trial], folder: Path) -> None:
     from pulse88.join import joined
 
     for kind in ("model", "real", "later"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / kind)
     for number, trial in enumerate(made, 1):
         prompt = trial.prompt
         name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(prompt.name).stem)[:40].strip('-')}"

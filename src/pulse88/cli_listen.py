@@ -73,7 +73,7 @@ def listen_test(
 def listen_results(key: Path, answers: tuple[Path, ...], output: Path | None) -> None:
     """Make tables, with intervals, of the CSV files that listeners sent; KEY is what `listen-test` wrote."""
     from pulse88 import listening
-    from pulse88.shards import write_whole
+    from pulse88.written import write_whole
 
     text = listening.results(key, listening.read_answers(key, answers))
     click.echo(text, nl=False)

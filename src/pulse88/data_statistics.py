@@ -18,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pulse88.shards import read_manifest, read_notes, write_whole
+from pulse88.shards import read_manifest, read_notes
+from pulse88.written import write_whole
 
 PITCHES, VELOCITIES = np.arange(21, 110), np.arange(1, 129)  # edges of bins, like all below
 SECONDS = np.geomspace(0.01, 20.0, 67)  # of durations and gaps

@@ -24,7 +24,8 @@ from pulse88.corpus import Piece
 from pulse88.duplicates import Sketch
 from pulse88.labels import Label
 from pulse88.rules import Refusal
-from pulse88.shards import COLUMNS, written_whole
+from pulse88.shards import COLUMNS
+from pulse88.written import written_whole
 
 
 class JournalError(ValueError):

@@ -26,7 +26,7 @@ from pulse88.intervals import Interval, ratio
 from pulse88.listening_page import page
 from pulse88.notes import Performance
 from pulse88.report import table
-from pulse88.shards import write_whole
+from pulse88.written import make_folder, write_whole
 
 SCALES = {
     "coherence": ("Does it go on from the beginning?", "1: as if from another piece, 5: as if by the same hand"),
@@ -99,7 +99,7 @@ def make(
     """
     prompts = common(systems)
     random = np.random.default_rng(random_seed)
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "audio")
     clips: dict[str, dict[str, str]] = {}
     sounds: dict[str, str] = {}
     content = hashlib.sha256()

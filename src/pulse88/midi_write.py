@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from pulse88.midi_events import END_OF_TRACK, METER, TEMPO, TEXT, TRACK_NAME
 from pulse88.notes import Performance
+from pulse88.written import write_whole
 
 LONGEST_TICK = 250.0  # microseconds
 _DEFAULT_TEMPO = 500_000  # microseconds a quarter note
@@ -26,14 +26,7 @@ def write(
     performance: Performance, path: str | Path, *, texts: Sequence[str] = (), part_names: Sequence[str] = ()
 ) -> None:
     """Writes the bytes of `to_bytes`, whole or not at all; ValueError as there, OSError if `path` can't be written."""
-    path = Path(path)
-    data = to_bytes(performance, texts=texts, part_names=part_names)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(Path(path), to_bytes(performance, texts=texts, part_names=part_names))
 
 
 def to_bytes(performance: Performance, *, texts: Sequence[str] = (), part_names: Sequence[str] = ()) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from pulse88.notes import PEDAL_DOWN, Floats, Performance, pedal_spans
+from pulse88.written import write_whole
 
 WIDTH, DPI = 1600, 100
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 64, 14  # margins around all rows
@@ -72,15 +72,10 @@ def draw(
     """
     path = Path(path)
     data = to_bytes(performance, boundary=boundary, title=title, seconds=seconds)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        raise PictureError(f"{path}: can't be written ({error.strerror}); choose another file or folder") from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
+        raise PictureError(f"{path}: {error.strerror}") from error
 
 
 def to_bytes(

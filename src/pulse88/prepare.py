@@ -24,9 +24,10 @@ from pulse88.journal import Entry, Refused
 from pulse88.labels import Labels, top_name
 from pulse88.rules import Refusal, Rules
 from pulse88.selection import select
-from pulse88.shards import FORMAT, MANIFEST, ShardWriter, write_manifest, write_whole
+from pulse88.shards import FORMAT, MANIFEST, ShardWriter, write_manifest
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import GRIDS, TimeGrid
+from pulse88.written import make_folder, write_whole
 
 WORK = "work"
 CHUNK_FILES, CHUNK_BYTES = 64, 8 * 2**20
@@ -105,7 +106,7 @@ def parse(
     """
     number, of = part
     work = data / WORK
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     part_file = work / f"part-{number}-of-{of}.json"
     for old in (part_file, *work.glob("part-*-of-*.json")):
         if old == part_file or not old.stem.endswith(f"-of-{of}"):
@@ -215,7 +216,7 @@ def merge(parts: Sequence[Path], data: Path, *, tell: Tell = lambda share, remar
     tell(0.0, "looking for copies")
     kept, rejected = select(entries, job.rules, journal.read_sketches)
     refused += [Refused(entry.path, *refusal) for entry, refusal in rejected]
-    data.mkdir(parents=True, exist_ok=True)
+    make_folder(data)
     (data / MANIFEST).unlink(missing_ok=True)  # Until the end, no manifest tells of shards that are gone.
     for partial in data.glob(".*.partial"):
         partial.unlink()

@@ -20,9 +20,9 @@ from pulse88.batches import TokenCorpus
 from pulse88.distributions import FEATURES
 from pulse88.intervals import LEVEL, RESAMPLES, Interval, mean, ratio
 from pulse88.likelihood import CONTEXTS, SLOTS, Floats, Likelihood, grid_bits, seconds_of_pieces, sources
-from pulse88.shards import write_whole
 from pulse88.trials import DRIFT_NOTES, FIGURES, NOTES, PROMPT_NOTES, Row
 from pulse88.vocabulary import EVENT_TOKENS, TimeGrid
+from pulse88.written import write_whole
 
 COLOURS = {"model": "#d1701f", "same piece, later": "#3565a8", "another piece": "#9aa0a6", "composer": "#3565a8"}
 

@@ -24,6 +24,7 @@ from pulse88.engine.weights import Weights
 from pulse88.notes import Performance
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import EVENT_TOKENS, TimeGrid
+from pulse88.written import make_folder
 
 BEGINNING_NOTES, NEW_NOTES = 64, 96
 
@@ -43,7 +44,7 @@ def play(
     ValueError if the tensors are no usable weights.
     """
     continuer = Continuer(Weights(config, tensors, grid).as_int8())
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     told = []
     for number, index in enumerate(spread(len(held_out.names), count), 1):
         name = held_out.names[index]

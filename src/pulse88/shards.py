@@ -17,12 +17,10 @@ import hashlib
 import json
 import lzma
 import math
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +30,7 @@ from numpy.typing import NDArray
 from pulse88 import published_form
 from pulse88.batches import TokenCorpus
 from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, LOWEST_PITCH, SIZE, Slot, TimeGrid, bin_velocity
+from pulse88.written import write_whole, written_whole
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest and the shards
@@ -127,23 +126,6 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray]) -> str:
             while block := file.read(2**20):
                 digest.update(block)
         return digest.hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_bytes(content)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` if all goes well and is taken away otherwise."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_manifest(data: Path, manifest: Mapping[str, Any]) -> bytes:

@@ -40,6 +40,7 @@ from pulse88.optimizer import make_optimizers, set_learning_rate
 from pulse88.sitting import Sitting
 from pulse88.training_log import StepFigures, TrainingLog, is_logged
 from pulse88.vocabulary import TimeGrid
+from pulse88.written import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ def train(
         trainer.start(compiled)
         log = stack.enter_context(closing(TrainingLog(run, config, progress))) if ranks.leads else None
         if log:
+            checkpoint.clear(run)
             for remark in remarks:
                 _log.warning("%s: %s", run, remark)
             log.event("start", step=progress.step, world=ranks.world, remarks=remarks, config=asdict(config))
@@ -161,7 +163,8 @@ def train(
                 figures = trainer.step(progress.step)
             except NonFinite as error:
                 if log:
-                    _write_json(run / "nonfinite.json", trainer.coordinates(progress.step) | {"problem": str(error)})
+                    told = trainer.coordinates(progress.step) | {"problem": str(error)}
+                    write_whole(run / "nonfinite.json", (json.dumps(told, indent=1) + "\n").encode())
                 raise
             progress = Progress(progress.step + 1, progress.tokens + figures.tokens)
             if log:
@@ -368,9 +371,3 @@ def _save(run: Path, trainer: Trainer, progress: Progress, circumstances: Circum
         raise failed
     if any_failed:
         raise CheckpointError("the leading process could not write its checkpoint")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)

@@ -21,6 +21,7 @@ from typing import Any
 from pulse88.checkpoint import Progress
 from pulse88.config import TrainConfig
 from pulse88.likelihood import Likelihood
+from pulse88.written import append_line, end_whole, make_folder, written_whole
 
 SAMPLE_FIGURES = ("density", "range", "repetition", "pitch_class_cosine")  # means of them are drawn
 LOG_EVERY = 10  # steps between lines of log.jsonl
@@ -53,7 +54,9 @@ class TrainingLog:
 
     def __init__(self, run: Path, config: TrainConfig, begin: Progress) -> None:
         self.run, self.config = run, config
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
+        for name in ("log.jsonl", "training_log.txt"):
+            end_whole(run / name)
         self._seconds, self._tokens, self._steps = 0.0, 0, 0
         self._first = True  # of this sitting: it compiles, so its time tells nothing
         self._board: Any = None
@@ -119,12 +122,10 @@ class TrainingLog:
             self._board.close()
 
     def _line(self, **values: Any) -> None:
-        with (self.run / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+        append_line(self.run / "log.jsonl", json.dumps({"time": round(time.time(), 2), **values}))
 
     def _exact(self, line: str) -> None:
-        with (self.run / "training_log.txt").open("a") as file:
-            file.write(line + "\n")
+        append_line(self.run / "training_log.txt", line)
 
     def _scalars(self, step: int, values: dict[str, float | None]) -> None:
         if self._board is not None:
@@ -159,6 +160,5 @@ def draw_curve(run: Path) -> None:
     axes.set_ylabel("bits a note")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = run / ".loss.png.part"
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(run / "loss.png")
+    with written_whole(run / "loss.png") as partial:
+        figure.savefig(partial, format="png", dpi=120)

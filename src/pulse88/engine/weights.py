@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from safetensors.numpy import save as serialise
 from pulse88.config import ModelConfig
 from pulse88.engine.layout import Shape, config_metadata, config_of, expected_shapes, initial_shapes
 from pulse88.vocabulary import PUBLISHED, TimeGrid
+from pulse88.written import write_whole
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -143,12 +143,7 @@ def save(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> Non
     """Writes a safetensors file; a reader sees the old file or the whole new one, never a part."""
     path = Path(path)
     data = in_order(serialise({name: np.ascontiguousarray(array) for name, array in tensors.items()}, dict(metadata)))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, data)
 
 
 def in_order(data: bytes) -> bytes:
