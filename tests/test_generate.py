@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulse88.config import SamplingConfig
-from pulse88.generate import Event, Steer, Take, advance, advance_together, begin, longest_seed, play, uniforms
+from pulse88.generate import (
+    Event,
+    Steer,
+    Take,
+    advance,
+    advance_together,
+    after_making,
+    begin,
+    longest_seed,
+    play,
+    uniforms,
+)
 from pulse88.sampling import pick
 from pulse88.vocabulary import BLOCKS, BOS, EOS, Grammar, Slot
 from toy_engine import JoiningToy, ToyEngine, V, hashed_logits
@@ -64,6 +75,19 @@ def test_a_take_is_the_same_however_many_are_made(number: int, count: int) -> No
             takes[i] = step[1]
     assert made[number] == alone
     assert len({tuple(m) for m in made}) == 8 or count < 3
+
+
+@settings(max_examples=40)
+@given(before=st.integers(0, 40), count=st.integers(0, 60))
+def test_a_take_that_is_given_what_it_made_goes_on_as_it_would_have(before: int, count: int) -> None:
+    """However often it has rolled on in between, as after a lost worker whose latest snapshot is old."""
+    takes = [start(), *(take for _, take in islice(play(start()), 110))]
+    made = ids(events(takes[before], count))
+    again = after_making(takes[before], made)
+    assert again.events == before + count and again.window == takes[before + count].window
+    assert events(again, 8) == events(takes[before + count], 8)
+    with pytest.raises(ValueError, match="inside an event"):
+        after_making(takes[before], [*made, 0])
 
 
 def test_seeds_and_numbers_make_different_takes() -> None:

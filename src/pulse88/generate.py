@@ -142,11 +142,31 @@ def after_reading(take: Take, ids: Sequence[int]) -> Take:
 
     ValueError for illegal ids and where they leave no room for one more event.
     """
+    window = len(take.window) + len(ids)
+    if not _has_room(window, take.engine.config.max_positions):
+        raise ValueError(f"{window} ids leave no room for a note: begin from fewer")
+    return _having_read(take, ids)
+
+
+def after_making(take: Take, ids: Sequence[int]) -> Take:
+    """The take that has made these whole events itself: it rolls on where it did then. ValueError for illegal ids."""
+    made = len(ids) // EVENT_TOKENS
+    while len(ids):
+        room = take.engine.config.max_positions - len(take.window) + 1
+        if room < EVENT_TOKENS:
+            window = _rebuilt(take)
+            _, state = take.engine.forward(_row(window[:-1]), take.engine.zero_state(), last_only=True)
+            take = replace(take, window=window, state=state)
+            continue
+        fit = room // EVENT_TOKENS * EVENT_TOKENS
+        take, ids = _having_read(take, ids[:fit]), ids[fit:]
+    return replace(take, events=take.events + made)
+
+
+def _having_read(take: Take, ids: Sequence[int]) -> Take:
     if not len(ids):
         return take
     window = take.window + tuple(int(i) for i in ids)
-    if not _has_room(len(window), take.engine.config.max_positions):
-        raise ValueError(f"{len(window)} ids leave no room for a note: begin from fewer")
     grammar = take.grammar
     for token in ids:
         grammar = grammar.after(int(token))

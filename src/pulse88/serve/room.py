@@ -198,20 +198,14 @@ class Room:
         read = snapshot.load(self.continuer.engine, snapshot_data) if snapshot_data else None
         if made:
             assert seed_ids is not None
-            if read is None and len(seed_ids) + len(made) <= self._longest:  # The snapshot was dropped.
+            if read is None:  # The snapshot was dropped.
                 read = generate.begin(self.continuer.engine, seed_ids, sampling, random_seed=0)
-            if read is None:  # It has rolled on since: what was made is made again.
-                playing = self.continuer.begin(midi, config, sampling, steering, seed_ids=seed_ids)[head["number"]]
-                while playing.notes < len(made) // EVENT_TOKENS:
-                    next(playing)
-                return playing, False
             take = replace(
-                generate.after_reading(read, made[read.events * EVENT_TOKENS :]),
+                generate.after_making(read, made[read.events * EVENT_TOKENS :]),
                 sampling=sampling,
                 random_seed=config.random_seed or 0,
                 number=head["number"],
                 may_end=steering.end_within is not None,
-                events=len(made) // EVENT_TOKENS,
             )
             return self.continuer.resume(
                 midi, config, sampling, steering, seed_ids=seed_ids, take=take, made=made
