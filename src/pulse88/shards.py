@@ -17,7 +17,7 @@ import hashlib
 import json
 import lzma
 import math
-import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,14 +35,11 @@ from pulse88.written import write_whole, written_whole
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest and the shards
 SHARD_TOKENS = 2**24  # tokens from which on a new shard begins
-_DAMAGES = (  # what zipfile raises for damaged files
-    *(OSError, ValueError, EOFError, RuntimeError, NotImplementedError),
+_DAMAGES = (  # what numpy and zipfile raise for damaged files; RecursionError is a RuntimeError
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-# The header of an array in an NPZ as numpy writes it: numbers alone, in the order of C.
-_ARRAY = re.compile(
-    rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': False, 'shape': \(((?:\d{1,15},? ?){0,4})\),? ?\}\s*"
-)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200  # that an array may have, or times its bytes in the file, if that is more
 _BEGINNING_OF_ZIP = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 COLUMNS: dict[str, Any] = {  # of a shard, one value a note
@@ -247,7 +244,8 @@ def _arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
 def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
     """Those of the named arrays that a file has; ValueError, naming it, for whatever is wrong with it. No pickle.
 
-    numpy's own reader evaluates headers, and raises whatever that does; here only headers that it writes are known.
+    np.load makes room for what a header says before it looks how much there is; here the header, the archive and the
+    bytes have to agree first.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -258,20 +256,22 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray]:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray:
-    """An array of an archive, read into as many bytes as its header and the archive agree on."""
+    """An array of numbers, read into as many bytes as its header and the archive agree on."""
     info = archive.getinfo(name)
-    with archive.open(info) as file:
-        start = file.read(10)
-        header = file.read(int.from_bytes(start[8:], "little"))
-        if start[:8] != b"\x93NUMPY\x01\x00" or not (known := _ARRAY.fullmatch(header)):
+    with archive.open(info) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's own, about odd headers
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is of the NPY format {version}, which isn't known here")
+        shape, by_columns, array_type = _HEADERS[version](file)
+        if array_type.kind not in "biuf":
             raise ValueError(f"{name} is no array of numbers")
-        array_type, shape = np.dtype(known[1].decode()), tuple(map(int, re.findall(rb"\d+", known[2])))
         size = math.prod(shape) * array_type.itemsize
-        if info.file_size != 10 + len(header) + size:
+        if info.file_size != file.tell() + size:
             raise ValueError(f"{name} is not as long as its header says")
         if size > max(UNPACKED_BYTES, UNPACKED_RATIO * info.compress_size):
             raise ValueError(f"{name} unpacks to {size:,} bytes, more than such a file should hold")
-        data = bytearray(size)
-        if file.readinto(data) != size or file.read(1):
+        data = file.read(size + 1)
+        if len(data) != size:
             raise ValueError(f"{name} is cut off")
-    return np.frombuffer(data, array_type).reshape(shape)
+    return np.frombuffer(data, array_type).reshape(shape, order="F" if by_columns else "C")
