@@ -1,165 +1,130 @@
 #!/usr/bin/env python3
 """Feeds damaged input to everything that reads files, and counts what goes wrong.
 
-    python stress/fuzz.py --runs 2000                 every target, mutations of good files
+    python stress/fuzz.py --runs 2000                 every target, mutations of good inputs
     python stress/fuzz.py midi --runs 100000 --corpus FOLDER     MIDI files of a folder as the good ones
-    python stress/fuzz.py snapshot --coverage --seconds 600      coverage-guided, where atheris is installed
+    python stress/fuzz.py --coverage --seconds 600    coverage-guided, every target in a process of its own (atheris)
 
-A target may refuse its input by a ValueError (or FileNotFoundError) and in no other way; it has 5 s; and the process
-may not grow by more than 1 GB. What breaks a target is kept in stress/found/, to become a test.
+Three of four damages keep the input's form (fuzz_forms.py), so that digests and lengths don't hide what is behind. A
+target may refuse its input by a ValueError (or FileNotFoundError) and in no other way; it has 5 s of the processor; and
+one input may not make the process grow by more than 256 MB. What breaks a target is kept in stress/found/, to become a
+test.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import gc
 import hashlib
-import io
 import json
+import os
 import random
+import re
 import resource
 import signal
+import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
-import zipfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple
+from types import FrameType, FunctionType
+from typing import Any
 
-import numpy as np
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from fuzz_forms import Change  # noqa: E402
+from fuzz_targets import Target, targets  # noqa: E402
 
-from made_corpus import piece
-from made_data import make_data
-from pulse88 import archives, engine, generate, midi_file, shards, snapshot, suites
-from pulse88.config import TINY, SamplingConfig
-from pulse88.continuation import Continuer, provenance_of
-from pulse88.engine import weights as weights_file
-from pulse88.engine.adapter import adapted, read_adapter, write_adapter
-from pulse88.overlap_index import OverlapIndex, build
-from pulse88.tokenizer import Tokenizer
-from pulse88.vocabulary import BOS, FINE, SIZE
-
-FOUND = Path(__file__).parent / "found"
-SECONDS = 5  # that a target has for one input
-GROWTH = 2**30  # bytes that the process may grow by
+FOUND = HERE / "found"
+SECONDS = 5  # of the processor, that a target has for one input
+STUCK = 60  # after so many on the clock the process is ended: it waits, or hangs where no signal reaches it
+GROWTH = 2**28  # bytes that the process may grow by at one input
+IN_FORM = 0.75  # share of damages that keep the form
+FOLLOWED = {"pulse88", "json", "zipfile", "tarfile", "gzip", "click", "safetensors", "fuzz_targets", "fuzz_commands"}
+MOST = ("places", "slowest", "largest_mb", "peak_mb")  # figures that don't add up
 
 
 class Hang(Exception):
     """A target took longer than SECONDS."""
 
 
-class Target(NamedTuple):
-    """What is fed, good inputs to begin with, and the lines of code that see a mutation of them."""
+class Tally:
+    """What came of the inputs of one target so far."""
 
-    seeds: list[bytes]
-    feed: Callable[[bytes], object]
+    def __init__(self, name: str, target: Target) -> None:
+        self.name, self.target = name, target
+        self.found: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()  # of the code, at which inputs were refused or broke
+        self.slowest = 0.0
+        self.largest = 0  # KB that one input made the process grow by
 
-
-def targets(folder: Path, corpus: Path | None) -> dict[str, Target]:
-    """Every reader of files, by name; `folder` is for those that read paths."""
-    midis = [midi_file.to_bytes(piece(seed, 40), texts=["a title"]) for seed in range(4)]
-    if corpus:
-        found = sorted(corpus.rglob("*.mid"))
-        midis = [path.read_bytes() for path in found[:: max(1, len(found) // 400)]]
-    tensors = weights_file.random_tensors(TINY, 0)
-    save = folder / "weights.safetensors"
-    weights_file.save(save, tensors, weights_file.metadata_of(TINY, FINE))
-    weights_file.save(folder / "int8", weights_file.quantise(tensors), weights_file.metadata_of(TINY, FINE))
-    weights = weights_file.read(save)
-    small = engine.load(weights, "auto")
-    take = generate.begin(small, [BOS], SamplingConfig(), random_seed=1)
-    for _ in range(3):
-        step = generate.advance(take)
-        assert step
-        take = step[1]
-    name = "layers.0.gdn1.in_proj"
-    low = {f"{name}.lora_A": np.ones((2, 32), np.float32), f"{name}.lora_B": np.ones((16, 2), np.float32)}
-    write_adapter(folder / "adapter", "low-rank", weights, low, {})
-    rows = [(f"a/{seed}", np.asarray(p.onset), np.asarray(p.pitch)) for seed, p in ((s, piece(s)) for s in range(4))]
-    build(rows).write(folder / "index.npz")
-    data = make_data(folder / "data")
-    continued = Continuer(weights).continue_(piece(1), notes=4, seed_notes=20, random_seed=1)[0]
-    continued.write(folder / "continued.mid")
-    zipped, tarred = io.BytesIO(), io.BytesIO()
-    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.mid", midis[0])
-        archive.writestr("b/c.mid", midis[1])
-    with tarfile.open(fileobj=tarred, mode="w:gz") as tar:
-        header = tarfile.TarInfo("a.mid")
-        header.size = len(midis[0])
-        tar.addfile(header, io.BytesIO(midis[0]))
-    tokenizer = Tokenizer(FINE)
-
-    def by_path(name: str, feed: Callable[[Path], object]) -> Callable[[bytes], object]:
-        path = folder / f"fed-{name}"
-
-        def run(data: bytes) -> object:
-            path.write_bytes(data)
-            return feed(path)
-
-        return run
-
-    def midi(data: bytes) -> object:
-        performance = midi_file.read(data).performance
-        return tokenizer.encode(performance) if len(performance) else None
-
-    def tokens(data: bytes) -> object:
-        return tokenizer.decode(np.frombuffer(data, np.uint8) % (SIZE + 3))
-
-    def an_engine(path: Path) -> object:
-        found = engine.load(weights_file.read(path), "auto")
-        return found.forward([[BOS, 3]], found.zero_state())
-
-    def manifest(data: bytes) -> object:
-        (folder / "data/manifest.json").write_bytes(data)
-        shards.read_grid(folder / "data")
-        return shards.read_split(folder / "data", "train")
-
-    good_manifest = (data / "manifest.json").read_bytes()
-    shard = next(data.glob("*.npz"))
-    good_shard = shard.read_bytes()
-
-    def npz(content: bytes) -> object:
-        (folder / "data/manifest.json").write_bytes(good_manifest)
-        shard.write_bytes(content)
+    def feed(self, data: bytes) -> str:
+        """Feeds one input: `read`, `refused at the door`, `refused`, or the traceback of what may not happen."""
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        place = ""
+        faulthandler.dump_traceback_later(STUCK, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            return shards.read_split(folder / "data", "train")
+            self.target.feed(data)
+            outcome = "read"
+        except (ValueError, FileNotFoundError) as error:
+            at_door = any(words in str(error) for words in self.target.door)
+            outcome, place = "refused at the door" if at_door else "refused", _place(error)
+        except Exception as error:  # noqa: BLE001  that is what is looked for
+            outcome, place = traceback.format_exc(), _place(error)
         finally:
-            shard.write_bytes(good_shard)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            faulthandler.cancel_dump_traceback_later()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        if grown * 1024 >= GROWTH and self.found:
+            outcome = f"the process grew by {grown / 1024:.0f} MB\n{outcome}"
+        self.slowest = max(self.slowest, time.process_time() - began)
+        self.largest = max(self.largest, grown if self.found else 0)
+        broken = outcome not in ("read", "refused", "refused at the door")
+        if broken and not self.places[f"broken {place}"]:
+            keep(self.name, data, outcome)
+        self.found["broken" if broken else outcome] += 1
+        self.places[f"broken {place}" if broken else place] += 1
+        return outcome
 
-    def members(suffix: str) -> Callable[[bytes], object]:
-        def feed(path: Path) -> object:
-            kept = path.with_suffix(suffix)
-            path.replace(kept)
-            return [len(m.data) for m in archives.members(kept, archives.Limits()) if isinstance(m.data, bytes)]
+    def summary(self) -> dict[str, Any]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "inputs": sum(self.found.values()),
+            **{kind: self.found[kind] for kind in ("read", "refused", "refused at the door", "broken")},
+            "places": sum(1 for place in self.places if place and not place.startswith("broken")),
+            "slowest": round(self.slowest, 2),
+            "largest_mb": round(self.largest / 1024, 1),
+            "peak_mb": round(used.ru_maxrss / 1024),
+            "cpu_seconds": round(used.ru_utime + used.ru_stime),
+        }
 
-        return by_path(f"archive{suffix.replace('.', '-')}", feed)
 
-    suite = json.dumps(suites.tiny().to_json()).encode()
-    return {
-        "midi": Target(midis, midi),
-        "tokens": Target([tokenizer.encode(piece(seed, 30)).ids.tobytes() for seed in range(4)], tokens),
-        "provenance": Target([(folder / "continued.mid").read_bytes()], by_path("continued.mid", provenance_of)),
-        "weights": Target([save.read_bytes()], by_path("weights", an_engine)),
-        "int8": Target([(folder / "int8").read_bytes()], by_path("int8", an_engine)),
-        "snapshot": Target([snapshot.dump(take)], lambda d: generate.advance(snapshot.load(small, d))),
-        "adapter": Target(
-            [(folder / "adapter").read_bytes()],
-            by_path("adapter", lambda p: engine.load(adapted(weights, read_adapter(p)), "auto")),
-        ),
-        "index": Target([(folder / "index.npz").read_bytes()], by_path("index", OverlapIndex.read)),
-        "manifest": Target([good_manifest], manifest),
-        "shard": Target([good_shard], npz),
-        "zip": Target([zipped.getvalue()], members(".zip")),
-        "tar": Target([tarred.getvalue()], members(".tar.gz")),
-        "suite": Target([suite], by_path("suite", suites.load)),
-    }
+def _place(error: BaseException) -> str:
+    """The innermost line of pulse88 that the error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if f"{os.sep}pulse88{os.sep}" in f.filename]
+    return f"{type(error).__name__} {ours[-1] if ours else 'elsewhere'}"
+
+
+def on_alarm(signum: int, frame: FrameType | None) -> None:
+    raise Hang(f"longer than {SECONDS} s")
+
+
+def keep(name: str, data: bytes, problem: str) -> None:
+    FOUND.mkdir(exist_ok=True)
+    path = FOUND / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+    path.write_bytes(data)
+    print(f"\n{path}\n{problem}", flush=True)
+
+
+def resident() -> float:
+    """MB of memory that the process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def mutated(seed: bytes, other: bytes, chance: random.Random) -> bytes:
@@ -191,74 +156,97 @@ def mutated(seed: bytes, other: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def on_alarm(signum: int, frame: FrameType | None) -> None:
-    raise Hang(f"longer than {SECONDS} s")
-
-
-def one(target: Target, data: bytes) -> str:
-    """`read`, `refused`, or the traceback of what should not have happened."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        target.feed(data)
-        outcome = "read"
-    except (ValueError, FileNotFoundError):
-        outcome = "refused"
-    except Exception:  # noqa: BLE001  that is what is looked for
-        outcome = traceback.format_exc()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return outcome if grown * 1024 < GROWTH else f"the process grew by {grown / 1024:.0f} MB"
-
-
-def keep(name: str, data: bytes, problem: str) -> None:
-    FOUND.mkdir(exist_ok=True)
-    path = FOUND / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
-    path.write_bytes(data)
-    print(f"\n{path}\n{problem}", flush=True)
+def damaged(target: Target, data: bytes, chance: random.Random, change: Change) -> bytes:
+    """`data` after one damage, inside its form if it has one and still keeps to it."""
+    if target.form and chance.random() < IN_FORM:
+        try:
+            return target.form(data, chance, change)
+        except Exception:  # noqa: BLE001  it can't be opened any more
+            pass
+    return change(data)
 
 
 def by_chance(name: str, target: Target, runs: int, seconds: float, seed: int) -> bool:
     chance = random.Random(f"{seed} {name}")
-    found: Counter[str] = Counter()
-    places: set[str] = set()
-    began = time.monotonic()
-    for _ in range(runs):
+    tally, began, early = Tally(name, target), time.monotonic(), 0.0
+    for data in target.seeds:
+        tally.feed(data)
+    for number in range(runs):
         if time.monotonic() - began > seconds:
             break
-        data = mutated(chance.choice(target.seeds), chance.choice(target.seeds), chance)
-        outcome = one(target, data)
-        found[outcome if outcome in ("read", "refused") else "broken"] += 1
-        if outcome not in ("read", "refused") and (place := "\n".join(outcome.splitlines()[-3:])) not in places:
-            places.add(place)
-            keep(name, data, outcome)
-    took = time.monotonic() - began
-    print(
-        f"{name:11} {sum(found.values()):7,} inputs, {found['read']:7,} read, {found['refused']:7,} refused, "
-        f"{found['broken']:4,} broken, {took:6.1f} s",
-        flush=True,
-    )
-    return not found["broken"]
+        other = chance.choice(target.seeds)
+        data = damaged(target, chance.choice(target.seeds), chance, lambda d, o=other: mutated(d, o, chance))
+        tally.feed(data)
+        if number == runs // 10:
+            early = resident()
+    told = tally.summary() | {"seconds": round(time.monotonic() - began, 1), "resident_mb_at_a_tenth": round(early, 1)}
+    print(name, json.dumps(told | {"resident_mb_at_the_end": round(resident(), 1)}), flush=True)
+    return not tally.found["broken"]
 
 
-def by_coverage(name: str, target: Target, seconds: float) -> None:
-    """Never returns: atheris ends the process, with an error if it found something."""
+# ---------------------------------------------------------------- guided by coverage
+
+
+def explore(name: str, target: Target, seconds: float, folder: Path) -> None:
+    """Never returns: atheris ends the process. `folder` keeps interesting inputs and, every second, the tally."""
     import atheris  # type: ignore[import-not-found]
 
-    atheris.instrument_all()
+    for value in gc.get_objects():
+        if isinstance(value, FunctionType) and (value.__module__ or "").partition(".")[0] in FOLLOWED:
+            atheris.instrument_func(value)
+    tally, told = Tally(name, target), [0.0]
 
     def feed(data: bytes) -> None:
-        outcome = one(target, data)
-        if outcome not in ("read", "refused"):
-            keep(name, data, outcome)
-            raise RuntimeError(outcome)
+        (folder / "current").write_bytes(data)
+        tally.feed(data)
+        if time.monotonic() > told[0] + 1:
+            told[0] = time.monotonic()
+            (folder / "tally.part").write_text(json.dumps(tally.summary()))
+            (folder / "tally.part").replace(folder / "tally.json")
 
-    corpus = Path(tempfile.mkdtemp())
+    def mutator(data: bytes, most: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        return damaged(target, data, chance, lambda d: bytes(atheris.Mutate(d, max(len(d) * 2, 64))))[:most]
+
+    inputs = folder / "inputs"
+    inputs.mkdir(exist_ok=True)
     for number, data in enumerate(target.seeds):
-        (corpus / str(number)).write_bytes(data)
-    atheris.Setup([sys.argv[0], f"-max_total_time={seconds:.0f}", str(corpus)], feed)
+        (inputs / f"seed-{number}").write_bytes(data)
+    most = max(4096, 2 * max(map(len, target.seeds)))
+    flags = [f"-max_total_time={seconds:.0f}", f"-max_len={most}", f"-timeout={STUCK}", "-rss_limit_mb=4096"]
+    flags += ["-cross_over=0"] if target.form else []  # it puts halves together that don't fit
+    atheris.Setup([sys.argv[0], *flags, str(inputs)], feed, custom_mutator=mutator)
+    signal.signal(signal.SIGPROF, on_alarm)
     atheris.Fuzz()
+
+
+def by_coverage(name: str, seconds: float, corpus: Path | None, folder: Path) -> bool:
+    """Explores in a process of its own, again with the rest of the time if that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    began, deaths, total = time.monotonic(), 0, Counter[str]()
+    last: dict[str, Any] = {}
+    while (left := seconds - (time.monotonic() - began)) > 1 and deaths < 20:
+        (folder / "tally.json").unlink(missing_ok=True)
+        command = [sys.executable, __file__, name, "--explore", str(folder), "--seconds", str(left)]
+        with (folder / "log").open("ab") as log:
+            child = subprocess.Popen(command + (["--corpus", str(corpus)] if corpus else []), stderr=log, stdout=log)
+            try:
+                status = child.wait(left + 2 * STUCK)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                status = child.wait()
+        last = json.loads((folder / "tally.json").read_text()) if (folder / "tally.json").exists() else {}
+        total.update({key: value for key, value in last.items() if key not in MOST})
+        if not status:
+            break
+        deaths += 1
+        keep(name, (folder / "current").read_bytes(), f"the process ended with {status}; see {folder / 'log'}")
+    log_text = (folder / "log").read_text(errors="replace")
+    done, cover = re.findall(r"^Done (\d+) runs", log_text, re.M), re.findall(r"cov: (\d+) ft: (\d+)", log_text)
+    told = {**last, **total, "runs": sum(map(int, done)), "seconds": round(time.monotonic() - began), "deaths": deaths}
+    first, final = (cover[at] if cover else ("", "") for at in (0, -1))
+    print(name, json.dumps(told | {"covered": [int(first[0] or 0), int(final[0] or 0)]}), flush=True)
+    return not total["broken"] and not deaths
 
 
 def main() -> int:
@@ -268,17 +256,28 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="at most, a target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", type=Path, help="folder of MIDI files to begin with")
-    parser.add_argument("--coverage", action="store_true", help="guided by atheris; one target")
+    parser.add_argument("--coverage", action="store_true", help="guided by atheris")
+    parser.add_argument("--keep", type=Path, help="with --coverage: folder for logs and interesting inputs")
+    parser.add_argument("--explore", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--again", type=Path, nargs="+", help="feed these files to one target")
     asked = parser.parse_args()
-    signal.signal(signal.SIGALRM, on_alarm)
+    signal.signal(signal.SIGPROF, on_alarm)
+    faulthandler.enable()
     with tempfile.TemporaryDirectory() as folder:
         known = targets(Path(folder), asked.corpus)
         names = asked.targets or list(known)
         if unknown := [name for name in names if name not in known]:
             parser.error(f"no target {', '.join(unknown)}; there are {', '.join(known)}")
+        if asked.explore:
+            explore(names[0], known[names[0]](), asked.seconds, asked.explore)
+        if asked.again:
+            tally = Tally(names[0], known[names[0]]())
+            print("\n".join(f"{path}: {tally.feed(path.read_bytes())}" for path in asked.again))
+            return 1 if tally.found["broken"] else 0
         if asked.coverage:
-            by_coverage(names[0], known[names[0]], asked.seconds)
-        return 0 if all([by_chance(n, known[n], asked.runs, asked.seconds, asked.seed) for n in names]) else 1
+            kept = asked.keep or Path(folder) / "kept"
+            return 0 if all([by_coverage(n, asked.seconds, asked.corpus, kept / n) for n in names]) else 1
+        return 0 if all([by_chance(n, known[n](), asked.runs, asked.seconds, asked.seed) for n in names]) else 1
 
 
 if __name__ == "__main__":
