@@ -270,6 +270,10 @@ def test_members_of_an_npz_that_are_encrypted_strange_or_no_arrays_are_refused(t
             read_split(data, "train")
     magic = good.index(b"\x93NUMPY")
     with zipfile.ZipFile(shard, "w") as archive:
+        archive.writestr("tokens.npy", good[magic:].replace(b"}", b"(", 1))
+    with pytest.raises(ShardError, match=r"shard-00000\.npz: "):
+        read_split(data, "train")
+    with zipfile.ZipFile(shard, "w") as archive:
         archive.writestr("tokens.npy", b"no array" + good[magic:])
     with pytest.raises(ShardError, match="magic string is not correct"):
         read_split(data, "train")

@@ -17,6 +17,7 @@ import hashlib
 import json
 import lzma
 import math
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -37,7 +38,7 @@ FORMAT = 1  # of the manifest and the shards
 SHARD_TOKENS = 2**24  # tokens from which on a new shard begins
 _DAMAGES = (  # what numpy and zipfile raise for damaged files; RecursionError is a RuntimeError
     *(OSError, ValueError, TypeError, SyntaxError, EOFError, RuntimeError, NotImplementedError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200  # that an array may have, or times its bytes in the file, if that is more
