@@ -198,7 +198,7 @@ def tampered(state: NativeState, part: str) -> NativeState:
     pool = Pool()
 
     def copy(loan: Loan) -> Loan:
-        other = pool.take(loan.array.shape)
+        other = pool.take(loan.array.shape, halves=True)
         other.array[...] = loan.array
         return other
 
@@ -212,6 +212,7 @@ def tampered(state: NativeState, part: str) -> NativeState:
     forgotten = (parts | {"keys": cache.keys_AGNE})[part]
     assert forgotten.any()
     forgotten[...] = 0
+    memory.round_halves()
     return NativeState(TINY, (other,))
 
 
@@ -506,6 +507,23 @@ def test_halves_are_rounded_as_numpy_rounds_them():
 
 def dense(weights: Weights) -> dict[str, np.ndarray]:
     return {name: weights.matrix(name) for name in weights.tensors if not name.endswith(".scale")}
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in RUNNING if kernel != "baseline"])
+def test_a_memory_is_read_in_half_precision_and_kept_in_single(kernel):
+    ours, ids = engine("int8", kernel), random_ids(TINY, 1, 3 * PAGE)
+    _, state = ours.forward(ids, ours.zero_state())
+    loan = state.strands[0].memory_MHKV
+    written = loan.halves().copy()
+    loan.round_halves()
+    assert np.array_equal(loan.halves(), written)  # what C rounds, numpy rounds in the same way
+    assert written.dtype == np.float16
+    assert not np.array_equal(written.astype(np.float32), loan.array.reshape(-1))
+    before, _ = ours.forward(ids[:, :1], state)
+    loan.halves()[...] *= 1.5
+    after, _ = ours.forward(ids[:, :1], state)
+    assert not np.array_equal(before, after)
+    assert engine("fp32", kernel).zero_state().strands[0].memory_MHKV.halves().size == 0
 
 
 def test_pages_begin_where_python_thinks():

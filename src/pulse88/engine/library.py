@@ -9,6 +9,7 @@ from functools import cache
 KERNELS = ("baseline", "avx2", "avx512", "avx512vnni")  # in the order of the library's numbers, slowest first
 PAGE = 16  # tokens between two rewritings of a GDN memory
 KEYS = 64  # keys side by side in the cache
+MEMORY_BYTES = 6  # of a number of the GDN memory beside int8 weights: in single and in half precision
 FLOATS, WORDS, BYTES = range(3)  # forms of packed weights
 PLAN_SIZES = (23, 23)  # values of a plan's head and of one of its mixers
 
@@ -60,8 +61,8 @@ def library() -> ctypes.CDLL:
         if function is None:
             raise ImportError(f"{found.origin} was built from other sources: install pulse88 again")
         function.restype, function.argtypes = result, arguments
-    sizes = [ctypes.sizeof(Call), *PLAN_SIZES, PAGE, KEYS, ctypes.sizeof(Sequence)]
-    if [opened.p88_size_of(i) for i in range(6)] != sizes:
+    sizes = [ctypes.sizeof(Call), *PLAN_SIZES, PAGE, KEYS, ctypes.sizeof(Sequence), MEMORY_BYTES]
+    if [opened.p88_size_of(i) for i in range(len(sizes))] != sizes:
         raise ImportError(f"{found.origin} was built from other sources: install pulse88 again")
     return opened
 

@@ -59,12 +59,14 @@ class NativeEngine:
             if part and self._source.initial:
                 names = (f"{name}.{part}" for kind, name, _ in mixers(self.config) if kind == "gdn")
                 loan.array[...] = [self._source.initial[name] for name in names]
+        loans[0].round_halves()
         strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._kept, self._gqa_count, 0, 0))
         return NativeState(self.config, (strand,) * batch)
 
     def _memory(self) -> Loan:
         c = self.config
-        return self._pool.take((self._gdn_count, c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim))
+        shape = self._gdn_count, c.gdn_num_heads, c.gdn_key_dim, c.gdn_value_dim
+        return self._pool.take(shape, halves=self._kept.itemsize == 2)
 
     def _rows(self) -> Loan:
         return self._pool.take((self._gdn_count, self._page_floats))

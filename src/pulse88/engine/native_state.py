@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pulse88.config import ModelConfig
 from pulse88.engine.layout import mixers
-from pulse88.engine.library import KEYS, PAGE
+from pulse88.engine.library import KEYS, MEMORY_BYTES, PAGE
 from pulse88.engine.plan import aligned_bytes
 from pulse88.engine.state import Claims, checked_arrays
 
@@ -36,14 +36,14 @@ class Pool:
     def __init__(self) -> None:
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
 
-    def take(self, shape: tuple[int, ...]) -> Loan:
-        """Floats of a shape, their values whatever was there."""
-        size = 4 * math.prod(shape)
+    def take(self, shape: tuple[int, ...], *, halves: bool = False) -> Loan:
+        """Floats of a shape, their values whatever was there; `halves` leaves room for as many in half precision."""
+        size = (MEMORY_BYTES if halves else 4) * math.prod(shape)
         try:
             block = self._free[size].pop()
         except (KeyError, IndexError):
             block = aligned_bytes(size)
-        return Loan(self, block, block.view(np.float32).reshape(shape))
+        return Loan(self, block, shape)
 
     def give(self, block: NDArray[np.uint8]) -> None:
         blocks = self._free.setdefault(block.size, [])
@@ -56,9 +56,19 @@ class Loan:
 
     __slots__ = ("_block", "_pool", "address", "array")
 
-    def __init__(self, pool: Pool, block: NDArray[np.uint8], array: Floats) -> None:
-        self._pool, self._block, self.array = pool, block, array
+    def __init__(self, pool: Pool, block: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+        self._pool, self._block = pool, block
+        self.array: Floats = block[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
         self.address: int = block.ctypes.data
+
+    def halves(self) -> NDArray[np.float16]:
+        """What lies behind the array: as many numbers in half precision, or none."""
+        return self._block[self.array.nbytes :].view(np.float16)
+
+    def round_halves(self) -> None:
+        """Writes the array in half precision behind it, if there is room for that."""
+        if self.halves().size:
+            self.halves()[...] = self.array.reshape(-1)
 
     def __del__(self) -> None:
         self._pool.give(self._block)
@@ -101,7 +111,7 @@ class Strand:
     """The state of one sequence. Arrays may be shared with other states; claims say who may write next."""
 
     position: int
-    memory_MHKV: Loan  # at the page's first position
+    memory_MHKV: Loan  # at the page's first position; beside int8 weights it is read in half precision
     rows_MF: Loan  # what the page's tokens have added; see native.h
     tails_MTW: Loan  # the last conv_size - 1 inputs of the convolution
     rows_claims: Claims
@@ -152,6 +162,7 @@ class Strand:
         self.cache.write(arrays["keys"], arrays["values"])
         for name in own.keys() - {"keys", "values"}:
             own[name][...] = arrays[name]
+        self.memory_MHKV.round_halves()
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,17 @@ typedef struct {
     float *keys, *errors, *decays;
 } Page;
 
+/* Of the numbers of the memory that tokens read. Without instructions for half precision it would cost more than it
+ * saves. */
+static inline int64_t memory_bytes(const Model *m) {
+#if defined(F16C)
+    return m->kept_bytes;
+#else
+    (void)m;
+    return 4;
+#endif
+}
+
 static Page page_at(const Model *m, float *rows, int64_t index) {
     Page page;
     page.keys = rows + index * page_floats(m);
@@ -77,14 +88,15 @@ static float decay_shares(const float *decays, int64_t now, float *shares) {
  * end of a page only: until then the tokens' errors u are what is remembered, and forward substitution gives
  *   u_t = beta_t (v_t - exp(G_t) S'k_t - sum over i < t of exp(G_t - G_i) (k_t . k_i) u_i)
  * with G the sum of log decays since the page's beginning.
- * values [count] rows of `ldv`, likewise out; betas and the page's decays of these tokens are known. */
-static void delta_rule(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, int64_t first,
+ * values [count] rows of `ldv`, likewise out; betas and the page's decays of these tokens are known. The memory is of
+ * numbers of `bytes`. */
+static void delta_rule(const Model *m, const Scratch *s, int64_t bytes, const uint8_t *memory, Page page, int64_t head, int64_t first,
                        int64_t count, const float *values, int64_t ldv, const float *betas, float *out, int64_t ldo) {
     const int64_t K = m->key, V = m->value;
     float *keys = page.keys + head * PAGE * K, *errors = page.errors + head * PAGE * V;
     const float *decays = page.decays + head * PAGE;
     memcpy(keys + first * K, s->queries, (size_t)(count * K) * sizeof(float));
-    product(2 * count, s->queries, K, memory, V, K, s->recalled, V, V);
+    kept_product(bytes, 0, 2 * count, s->queries, K, memory, V, K, s->recalled, V, V);
     for (int64_t t = 0; t < count; t++) {
         const int64_t now = first + t;
         const float *key = s->queries + t * K, *query = s->queries + (count + t) * K;
@@ -104,8 +116,10 @@ static void delta_rule(const Model *m, const Scratch *s, const float *memory, Pa
     }
 }
 
-/* The memory after a whole page: exp(G) S + sum over i of exp(G - G_i) k_i u_i'. target may be memory. */
-static void rewrite(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, float *target) {
+/* The memory after a whole page: exp(G) S + sum over i of exp(G - G_i) k_i u_i'. target may be memory;
+ * halves are written if there is room for them. */
+static void rewrite(const Model *m, const Scratch *s, const float *memory, Page page, int64_t head, float *target,
+                    uint16_t *halves) {
     const int64_t K = m->key, V = m->value;
     const float *keys = page.keys + head * PAGE * K;
     float share[PAGE];
@@ -115,11 +129,12 @@ static void rewrite(const Model *m, const Scratch *s, const float *memory, Page 
         for (int64_t k = 0; k < K; k++) s->shares[k * PAGE + i] = keys[i * K + k] * share[i];
     product(K, s->shares, PAGE, page.errors + head * PAGE * V, V, PAGE, s->gained, V, V);
     for (int64_t i = 0; i < K * V; i++) target[i] = since * memory[i] + s->gained[i];
+    if (halves) to_halves(target, K * V, halves);
 }
 
 /* core_floats rows of one sequence, convolved and normalised, through the recurrence into `mixed`. */
 static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer, const Call *call, int64_t gdn,
-                     int64_t b, const Scratch *s) {
+                     int64_t gdns, int64_t b, const Scratch *s) {
     const int64_t H = m->heads, K = m->key, V = m->value, C = channels(m), W = m->conv - 1, ldc = core_floats(m);
     const int64_t T = call->tokens;
     const Sequence *q = call->sequences + b;
@@ -131,6 +146,10 @@ static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer,
     const Page page = page_at(m, q->rows, gdn);
     const float *memory = q->old_memory + gdn * H * K * V;
     float *target = q->memory + gdn * H * K * V, *mixed = s->mixed + b * T * H * V;
+    const int64_t bytes = memory_bytes(m), past = (gdns - gdn) * H * K * V; /* floats from here to the halves */
+    uint16_t *halves = bytes == 2 ? (uint16_t *)(target + past) + gdn * H * K * V : NULL;
+    const uint8_t *read = bytes == 2 ? (const uint8_t *)((const uint16_t *)(memory + past) + gdn * H * K * V)
+                                     : (const uint8_t *)memory;
 
     if (!stays) memcpy(page.keys, q->old_rows + gdn * page_floats(m), (size_t)page_floats(m) * sizeof(float));
     for (int64_t i = 0; i < W; i++) {
@@ -171,11 +190,15 @@ static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer,
                 memcpy(s->queries + t * K, s->conv + t * C + (H + h) * K, (size_t)K * sizeof(float));
                 memcpy(s->queries + (count + t) * K, s->conv + t * C + h * K, (size_t)K * sizeof(float));
             }
-            delta_rule(m, s, memory + h * K * V, page, h, first, count, s->conv + 2 * H * K + h * V, C, betas + h,
+            delta_rule(m, s, bytes, read + h * K * V * bytes, page, h, first, count, s->conv + 2 * H * K + h * V, C, betas + h,
                        mixed + start * H * V + h * V, H * V);
-            if (first + count == PAGE) rewrite(m, s, memory + h * K * V, page, h, target + h * K * V);
+            if (first + count == PAGE)
+                rewrite(m, s, memory + h * K * V, page, h, target + h * K * V, halves ? halves + h * K * V : NULL);
         }
-        if (first + count == PAGE) memory = target;
+        if (first + count == PAGE) {
+            memory = target;
+            read = halves ? (const uint8_t *)halves : (const uint8_t *)target;
+        }
         start += count;
     }
 
@@ -303,14 +326,15 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
         const float *position = positions + (call->sequences[r / T].position + r % T) * D;
         for (int64_t i = 0; i < D; i++) s->x[r * D + i] = token[i] + position[i];
     }
-    int64_t gdn = 0, gqa = 0;
+    int64_t gdn = 0, gqa = 0, gdns = 0;
+    for (int64_t i = 0; i < m->mixers; i++) gdns += m->mixer[i].kind == GDN;
     for (const Mixer *mixer = m->mixer; mixer < m->mixer + m->mixers; mixer++) {
         norm_rows(m, weights, mixer->norm_weight, mixer->norm_bias, M, s->x, s->normed);
         if (mixer->kind == GDN) {
             const int64_t ldi = round_up(m->inner, PANEL), width = m->heads * m->value;
             multiply(weights, &mixer->in, M, s->normed, D, s->inner, ldi, s);
             multiply(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s);
-            for (int64_t b = 0; b < call->batch; b++) gdn_core(m, weights, mixer, call, gdn, b, s);
+            for (int64_t b = 0; b < call->batch; b++) gdn_core(m, weights, mixer, call, gdn, gdns, b, s);
             multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s);
             multiply(weights, &mixer->out, M, s->inner, ldi, s->added, added_floats(m), s);
             gdn++;

@@ -53,7 +53,8 @@ typedef struct {
 /* One sequence: its state before a call, which is only read, and where the state after it goes.
  *
  * The state of the GDN mixers g is `tails` [g, W, C], the last inputs of the convolution, oldest first, and a page:
- * `memory` [g, H, K, V] as it was at the page's first position, and `rows` [g, page_floats] with what the page's tokens
+ * `memory` [g, H, K, V] as it was at the page's first position, beside int8 weights followed by the same in half
+ * precision, which is what tokens read, and `rows` [g, page_floats] with what the page's tokens
  * have added since. Rows of tokens yet to come are free to be written: a call that stays within the page appends to
  * `rows`, which then holds the old rows already. A call that reaches the next page's first position writes a new memory
  * and new rows.
@@ -81,6 +82,9 @@ typedef struct {
     float *logits;  /* [B, 1 or T, vocabulary] */
     float *scratch; /* p88_scratch_floats, aligned to 64 bytes like everything else */
 } Call;
+
+/* Bytes that the next weights are asked for in advance; 0 where the hardware does that better by itself. */
+extern int64_t p88_ahead;
 
 typedef void Forward(const Model *model, const uint8_t *weights, const Call *call);
 extern Forward p88_forward_baseline, p88_forward_avx2, p88_forward_avx512, p88_forward_avx512vnni;

@@ -76,7 +76,6 @@ INLINE vf silu_of(vf x) { return x / (exp_of(-x) + 1.0f); }
 
 /* ------------------------------------------------------------------------------------------- matrix products */
 
-enum { AHEAD = 8192 };   /* bytes that the next weights are asked for in advance */
 enum { FEW_ROWS = 16 }; /* up to here int8 weights are made floats on the way, beyond it once for all rows */
 
 /* A float rounded to half precision; what is too large becomes infinite, which the logits will show. */
@@ -88,6 +87,20 @@ static inline uint16_t to_half(float x) {
     const float size = fabsf(x) * 0x1p-112f; /* now its exponent is that of a half */
     memcpy(&bits, &size, sizeof bits);
     return (uint16_t)(sign | (bits + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+/* Whole vectors of floats rounded to half precision, the rest by one. */
+static void to_halves(const float *x, int64_t n, uint16_t *halves) {
+    int64_t i = 0;
+#if defined(F16C) && LANES == 16
+    for (; i + L <= n; i += L) {
+        const __m256i half = _mm512_cvtps_ph((__m512)load(x + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm256_storeu_si256((__m256i *)(halves + i), half);
+    }
+#elif defined(F16C)
+    for (; i + L <= n; i += L)
+        _mm_storeu_si128((__m128i *)(halves + i), _mm256_cvtps_ph((__m256)load(x + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < n; i++) halves[i] = to_half(x[i]);
 }
 INLINE vf load_half(const uint16_t *p) {
 #if defined(F16C) && LANES == 16
@@ -118,6 +131,7 @@ INLINE vf load_part_kind(const int half, const void *w, int64_t index, int64_t n
 /* y[m][n] = y[m][n] or 0, plus the sum over k of x[m][k] * w[k][n], for M rows and N vectors of columns. */
 INLINE void block(const int half, const int M, const int N, int add, const float *x, int64_t ldx, const void *w,
                   int64_t ldw, int64_t k_size, float *y, int64_t ldy) {
+    const int64_t ahead = p88_ahead;
     vf acc[6][10];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) acc[m][n] = add ? load(y + m * ldy + n * L) : (vf){0};
@@ -125,7 +139,7 @@ INLINE void block(const int half, const int M, const int N, int add, const float
         vf row[10];
         for (int n = 0; n < N; n++) {
             row[n] = load_kind(half, w, k * ldw + n * L);
-            if (M <= 4) __builtin_prefetch((const char *)w + (k * ldw + n * L) * (half ? 2 : 4) + AHEAD);
+            if (M <= 4) __builtin_prefetch((const char *)w + (k * ldw + n * L) * (half ? 2 : 4) + ahead);
         }
         for (int m = 0; m < M; m++) {
             vf factor = splat(x[m * ldx + k]);
@@ -214,11 +228,12 @@ INLINE void widen(const uint8_t *w, vf wide[4]) {
 INLINE void block_int8(const int M, const int panels, const float *x, int64_t ldx, const uint8_t *w, int64_t step,
                        int64_t k_size, const float *scale, float *y, int64_t ldy) {
     enum { N = PANEL / L };
+    const int64_t ahead = p88_ahead;
     vf acc[4][GROUP * N];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < panels * N; n++) acc[m][n] = (vf){0};
     for (int64_t k = 0; k < k_size; k += 4, w += step) {
-        for (int p = 0; p < panels; p++) __builtin_prefetch(w + AHEAD + 64 * p);
+        for (int p = 0; p < panels; p++) __builtin_prefetch(w + ahead + 64 * p);
         for (int n = 0; n < panels * N; n++) {
             vf wide[4];
             widen(w + 4 * L * n, wide);
@@ -240,10 +255,11 @@ static void unmix(const float *x, int64_t n, float *y) {
 
 /* `depth` inputs of a group as floats [depth, columns]. */
 static void widen_part(const uint8_t *w, int64_t depth, int64_t columns, float *wide) {
+    const int64_t ahead = p88_ahead;
     for (int64_t k = 0; k < depth; k += 4, w += 4 * columns, wide += 4 * columns)
         for (int64_t n = 0; n < columns; n += L) {
             vf four[4];
-            __builtin_prefetch(w + 4 * n + AHEAD);
+            __builtin_prefetch(w + 4 * n + ahead);
             widen(w + 4 * n, four);
             for (int i = 0; i < 4; i++) store(wide + i * columns + n, four[i]);
         }
@@ -384,7 +400,7 @@ static void multiply_int8(const uint8_t *weights, const Matrix *matrix, int64_t 
     for (int64_t done = 0; done < panels; done += GROUP) {
         const int64_t some = panels - done < GROUP ? panels - done : GROUP;
         const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
-        const uint8_t *from = halves, *next = w + AHEAD;  /* TUNE */
+        const uint8_t *from = halves, *next = w + p88_ahead;
         float *target = y + done * PANEL;
         int64_t left = rows;
         for (; left > 0; left -= AT_ONCE, from += AT_ONCE * each, target += AT_ONCE * ldy) {
