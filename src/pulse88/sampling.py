@@ -24,27 +24,28 @@ def probabilities(logits_V: ArrayLike, legal_ids: ArrayLike, config: SamplingCon
     logit is -inf.
     """
     logits = np.asarray(logits_V, np.float64)
-    if np.isnan(logits).any() or np.isposinf(logits).any():
+    if not logits.max() < np.inf:  # nor is NaN
         raise ValueError("the model's logits are not finite: its weights are damaged or belong to another shape")
     legal = np.asarray(legal_ids, np.int64)
     if not legal.size:
         raise ValueError("no id is legal here: the sequence has ended")
     logits_L = logits[legal]
     highest = logits_L.max()
-    if np.isneginf(highest):
+    if highest == -np.inf:
         raise ValueError("every legal id has probability 0")
     if config.temperature == 0:
         return (np.arange(legal.size) == int(logits_L.argmax())).astype(np.float64)
     with np.errstate(over="ignore"):  # A tiny temperature sends all but the likeliest to -inf, as it should.
         weights = np.exp((logits_L - highest) / config.temperature)
-    likeliest_first = np.argsort(-logits_L, kind="stable")
+    likeliest_first = (-logits_L).argsort(kind="stable")
     kept = weights[likeliest_first]
     if 0 < config.top_k < kept.size:
         kept[config.top_k :] = 0.0
     if config.top_p < 1:
-        share_before = (np.cumsum(kept) - kept) / kept.sum()
+        share_before = (kept.cumsum() - kept) / kept.sum()
         kept[share_before >= config.top_p] = 0.0
-    kept[kept < config.min_p * kept[0]] = 0.0
+    if config.min_p > 0:
+        kept[kept < config.min_p * kept[0]] = 0.0
     result = np.empty_like(kept)
     result[likeliest_first] = kept / kept.sum()
     return result
@@ -58,7 +59,7 @@ def pick(logits_V: ArrayLike, legal_ids: ArrayLike, config: SamplingConfig, unif
     """
     if not 0 <= uniform < 1:
         raise ValueError(f"uniform must be in [0, 1), not {uniform}")
-    cumulated = np.cumsum(probabilities(logits_V, legal_ids, config))
+    cumulated = probabilities(logits_V, legal_ids, config).cumsum()
     # Scaled by the last sum, which rounding may leave beside 1, so that an id of probability 0 is never picked.
-    index = np.searchsorted(cumulated, uniform * cumulated[-1], side="right")
+    index = cumulated.searchsorted(uniform * cumulated[-1], side="right")
     return int(np.asarray(legal_ids)[index])

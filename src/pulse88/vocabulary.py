@@ -217,23 +217,31 @@ class Grammar(NamedTuple):
 
     def legal(self, may_end: bool = True) -> NDArray[np.int64]:
         """The ids that may follow, ascending; EOS among them only if `may_end`."""
+        first, stop = self._stretch()
+        ids = np.arange(first, stop)
+        return np.append(ids, EOS) if may_end and self._may_end() else ids
+
+    def _stretch(self) -> tuple[int, int]:
+        """The ids that may follow, EOS aside, are one stretch: the first, and one more than the last."""
         if self.slot is None:
-            return np.zeros(0, np.int64)
+            return 0, 0
         first, stop = BLOCKS[self.slot]
         if self.slot is Slot.DELTA:
             if self.at_start:
-                return np.array([first])
-            if self.pitch == BLOCKS[Slot.PITCH].stop - 1:
+                stop = first + 1
+            elif self.pitch == BLOCKS[Slot.PITCH].stop - 1:
                 first += 1  # No key lies above the highest, so a chord can't go on.
-            if may_end:
-                return np.append(np.arange(first, stop), EOS)
         elif self.slot is Slot.PITCH and self.in_chord:
             first = max(first, self.pitch + 1)
-        return np.arange(first, stop)
+        return first, stop
+
+    def _may_end(self) -> bool:
+        return self.slot is Slot.DELTA and not self.at_start
 
     def after(self, token: int) -> Grammar:
         """Where the sequence stands once `token` has come; ValueError if it may not come here."""
-        if token not in self.legal():
+        first, stop = self._stretch()
+        if not (first <= token < stop or (token == EOS and self._may_end())):
             raise ValueError(f"{name_of(token)} (id {token}) may not come here: {self}")
         if self.slot is None or token == EOS:
             return Grammar(None)
