@@ -227,6 +227,12 @@ def test_damage_in_the_originals_form_is_named(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("shard", ["../train-00000.npz", "a/../../train-00000.npz", "/tmp/train-00000.npz"])
+def test_notes_outside_of_the_datas_folder_are_not_looked_for(shard: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="outside of the data's folder"):
+        read_notes(tmp_path, shard)
+
+
 # ---------------------------------------------------------------- found by feeding damaged files
 
 
@@ -239,6 +245,8 @@ def test_damage_in_the_originals_form_is_named(tmp_path: Path) -> None:
         ({"offset": -4}, "tokens from -4 on"),
         ({"length": 0}, "0 tokens from"),
         ({"length": True}, "length is True"),
+        ({"shard": "../data/train-00000.npz"}, "outside of the data's folder"),
+        ({"shard": "/etc/train-00000.npz"}, "outside of the data's folder"),
     ],
 )
 def test_a_manifest_that_says_no_place_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:

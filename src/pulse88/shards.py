@@ -205,11 +205,18 @@ def _problem(piece: Mapping[str, Any]) -> str:
             return f"{name} is {piece.get(name)!r}"
     if piece["offset"] < 0 or piece["length"] < 1:
         return f"{piece['length']} tokens from {piece['offset']} on"
-    return ""
+    return f"shard {piece['shard']} is outside of the data's folder" if _is_outside(piece["shard"]) else ""
+
+
+def _is_outside(shard: str) -> bool:
+    path = Path(shard)
+    return bool(path.anchor) or ".." in path.parts
 
 
 def read_notes(data: Path, shard: str) -> dict[str, NDArray]:
     """The COLUMNS of a shard [N], of the original's form too; ShardError as `read_split`."""
+    if _is_outside(shard):
+        raise ShardError(f"{data / MANIFEST}: shard {shard} is outside of the data's folder; make the data again")
     path = data / shard
     columns = _arrays(path, COLUMNS)
     if "pitch" not in columns:  # The original has a time for every token, and the rest in the tokens alone.
