@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pulse88 import sequential
+
 TOGETHER = 0.03  # s; a note this close to the one before it belongs to the same chord
 OPENING_NOTES = 200  # two pieces that begin with the same intervals of so many notes are copies
 SHINGLE_NOTES = 12
@@ -51,11 +53,20 @@ class Likeness(NamedTuple):
 
 def fingerprint(onset: NDArray[np.float64], pitch: NDArray[np.uint8]) -> Fingerprint:
     """The fingerprint of N notes sorted by onset (seconds) and pitch."""
+    kept_bits = 32 - _level(len(pitch))
+    if compiled := sequential.library():
+        rows = [pitch, sequential.chords(compiled, onset, pitch, TOGETHER)]
+        base, highest = int(_SHIFTS[1]), 2**kept_bits - 1
+        found = [sequential.shingles(compiled, row, SHINGLE_NOTES - 1, base, highest, LEAST_KINDS) for row in rows]
+        return Fingerprint(_opening(pitch), *map(_sketch, found))
     chord = np.concatenate(([0], np.cumsum(onset[1:] - onset[:-1] >= TOGETHER, dtype=np.int32)))[: len(onset)]
     by_pitch = pitch[np.argsort(chord * 128 + pitch, kind="stable")]
-    opening = np.diff(pitch[:OPENING_NOTES].astype(np.int8)).tobytes()
-    struck, chordal = _sketches(np.stack((pitch, by_pitch)).astype(np.int16), 32 - _level(len(pitch)))
-    return Fingerprint(hashlib.blake2b(opening, digest_size=8).hexdigest(), struck, chordal)
+    return Fingerprint(_opening(pitch), *_sketches(np.stack((pitch, by_pitch)).astype(np.int16), kept_bits))
+
+
+def _opening(pitch: NDArray[np.uint8]) -> str:
+    intervals = np.diff(pitch[:OPENING_NOTES].astype(np.int8)).tobytes()
+    return hashlib.blake2b(intervals, digest_size=8).hexdigest()
 
 
 def _level(notes: int) -> int:
@@ -92,9 +103,13 @@ def _sketches(pitch_RN: NDArray[np.int16], kept_bits: int) -> list[Sketch]:
     sketches = []
     for row, kind in zip(*shingles(pitch_RN), strict=True):
         at = np.flatnonzero(row <= np.uint32(2**kept_bits - 1))
-        sketch = np.sort(row[at[tells(kind[at])]])
-        sketches.append(sketch[np.concatenate(([True], sketch[1:] != sketch[:-1]))[: len(sketch)]])
+        sketches.append(_sketch(row[at[tells(kind[at])]]))
     return sketches
+
+
+def _sketch(hashes: NDArray[np.uint32]) -> Sketch:
+    ascending = np.sort(hashes)
+    return ascending[np.concatenate(([True], ascending[1:] != ascending[:-1]))[: len(ascending)]]
 
 
 def _ored(bits: NDArray[np.uint64], later: int) -> NDArray[np.uint64]:

@@ -23,6 +23,7 @@ MAX_TRACKS = 65_535  # The header counts tracks in 16 bits.
 
 TEXT, TRACK_NAME, END_OF_TRACK, TEMPO, METER = 0x01, 0x03, 0x2F, 0x51, 0x58
 _KEPT_METAS = frozenset((TEXT, TRACK_NAME, TEMPO, METER))
+_KEPT = bytes(kind in _KEPT_METAS for kind in range(256))
 _TOO_MANY = "too many events, or tracks within tracks: take a smaller file"
 _LONGEST_STEP = 7  # bytes: four of delta time, three of message
 _STRIDE = 4  # events that the walk takes at once where it can; a power of two
@@ -91,7 +92,7 @@ class _Walk(NamedTuple):
     """The events of one track: `starts` are the bytes in the file at which their delta times begin."""
 
     starts: NDArray[np.int64]
-    metas: list[tuple[int, int, int, int]]  # index of the event, kind, first byte of its data, byte behind them
+    metas: list[list[int]]  # index of the event, kind, first byte of its data, byte behind them
     stop: int  # byte behind the last whole event
     ended: bool  # by its end-of-track event
     problem: str  # why it stopped before its end; empty if it did not
@@ -249,6 +250,8 @@ def _walk(data: bytes, steps: _Steps | None, start: int, bound: int) -> _Walk:
     compiled = sequential.library()
     if steps is None:
         assert compiled
+        if sound := sequential.track(compiled, data, start, bound, _KEPT):
+            return _Walk(*sound, bound, True, "")
         walker: sequential.Walker | Strides = sequential.Walker(compiled, data, start, bound)
     else:
         walker = Strides(steps, start, bound)
@@ -310,7 +313,7 @@ def _walk(data: bytes, steps: _Steps | None, start: int, bound: int) -> _Walk:
     elif end_of_track and end_of_track[1] < at:
         problem = "goes on after an end-of-track event"
     starts, event_of = walker.finish()
-    kept = [(int(event_of[m]), what, begin, end) for m, what, begin, end in metas if m < len(event_of)]
+    kept = [[int(event_of[m]), what, begin, end] for m, what, begin, end in metas if m < len(event_of)]
     return _Walk(starts, kept, start + at, end_of_track is not None, problem)
 
 
@@ -396,19 +399,13 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
     start = np.concatenate([none, *(w.starts for w in walks)])
     padded = data + bytes(8)
     compiled = sequential.library()
-    found = sequential.decode(compiled, padded, start) if compiled else _messages(padded, start)
-    clock, message, status, data1, data2 = found
-    first = np.cumsum(counts) - counts
-    passed = np.concatenate(([0], clock))
-    before = passed[first] if len(walks) else none
-    track, tick = np.repeat(np.arange(len(walks)), counts), clock - np.repeat(before, counts)
-    last = passed[first + counts] - before if len(walks) else before
-    metas = [
-        Meta(index, int(tick[first[index] + at]), kind, data[a:b])
-        for index, walk in enumerate(walks)
-        for at, kind, a, b in walk.metas
-    ]
-    track, tick = track[message], tick[message]
+    found = sequential.decode(compiled, padded, start, counts) if compiled else _messages(padded, start, counts)
+    clock, track, tick, status, data1, data2, last = found
+    metas, first = list[Meta](), 0
+    for index, walk in enumerate(walks):
+        at = clock[[first + row[0] for row in walk.metas]].tolist() if walk.metas else []
+        metas += (Meta(index, when, kind, data[a:b]) for when, (_, kind, a, b) in zip(at, walk.metas, strict=True))
+        first += len(walk.starts)
     clipped = int((data2 > 127).sum())
     if clipped:
         damage.append(f"{clipped} velocities or controller values above 127, taken as 127")
@@ -416,12 +413,13 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
     if wrong.any():
         damage.append(f"{int(wrong.sum())} messages with a key, controller or program above 127, left out")
         keep = ~wrong
-        track, tick, status, data1, data2 = (x[keep] for x in (track, tick, status, data1, data2))
+        track, tick = track[keep], tick[keep]
+        status, data1, data2 = status[keep], data1[keep], data2[keep]
     return Events(form, division, track, tick, status, data1, np.minimum(data2, 127), metas, last, damage)
 
 
-def _messages(padded: bytes, start: Ints) -> tuple[Ints, Ints, NDArray, NDArray, NDArray]:
-    """As `sequential.decode`: summed delta times, and of each message its event, status and two data bytes."""
+def _messages(padded: bytes, start: Ints, counts: Ints) -> sequential.Messages:
+    """As `sequential.decode`."""
     byte = np.frombuffer(padded, np.uint8)
     first, here = byte[start], start + 1
     delta = (first & 0x7F).astype(np.int64)
@@ -433,7 +431,9 @@ def _messages(padded: bytes, start: Ints) -> tuple[Ints, Ints, NDArray, NDArray,
         delta[more] = delta[more] << 7 | value & 0x7F
         here[more] += 1
         more = more[value >= 0x80]
-    clock = np.cumsum(delta)
+    passed, begin = np.concatenate(([0], np.cumsum(delta))), np.cumsum(counts) - counts
+    before = passed[begin]
+    clock, last = passed[1:] - np.repeat(before, counts), passed[begin + counts] - before
     status = byte[here]
     message = np.flatnonzero(status < 0xF0)
     explicit = status >= 0x80
@@ -443,4 +443,5 @@ def _messages(padded: bytes, start: Ints) -> tuple[Ints, Ints, NDArray, NDArray,
     status, at_data = status[message], (here + explicit)[message]
     data1, data2 = byte[at_data], byte[at_data + 1]
     data2[status & 0xE0 == 0xC0] = 0  # Their second data byte belongs to the next event.
-    return clock, message, status, data1, data2
+    track = np.repeat(np.arange(len(counts)), counts)
+    return sequential.Messages(clock, track[message], clock[message], status, data1, data2, last)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pulse88 import midi_events, midi_strikes, midi_write
+from pulse88 import midi_events, midi_strikes, midi_write, sequential
 from pulse88.midi_events import Events, MidiError
 from pulse88.notes import Meter, Performance, Tempo
 
@@ -156,6 +156,9 @@ class _Clock:
         self._passed = np.concatenate(([0.0], np.cumsum(passed)))
 
     def seconds(self, ticks: Ints) -> NDArray[np.float64]:
+        if compiled := sequential.library():
+            tempos = self._starts, self._microseconds, self._passed
+            return sequential.seconds(compiled, ticks, *tempos, self._unit)
         at = np.searchsorted(self._starts, ticks, side="right") - 1 if len(self._starts) > 1 else 0
         since = (ticks - self._starts[at]).astype(np.float64)
         return (self._passed[at] + since * self._microseconds[at]) / self._unit

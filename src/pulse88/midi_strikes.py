@@ -8,13 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pulse88 import sequential
 from pulse88.midi_events import Events
 
 Ints = NDArray[np.int64]
 
 
 def paired(events: Events, lane: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """For each note its note-on event, the tick at which it ends, and whether no note-off said so."""
+    """For each note its note-on event, the tick at which it ends, and whether no note-off said so; in any order."""
+    if compiled := sequential.library():
+        lanes = 16 * len(events.track_end)
+        found = sequential.pairs(compiled, events.status, events.data1, events.data2, lane, events.tick, lanes)
+        if found:
+            return *found, np.zeros(len(found[0]), bool)
     event = np.flatnonzero((events.status & 0xE0) == 0x80)
     used = np.flatnonzero(np.bincount(lane[event], minlength=1))
     key = events.data1[event].astype(np.int64)

@@ -15,6 +15,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pulse88 import sequential
+
 PEDAL_DOWN = 64  # A sustain pedal (CC64) counts as down from this value on, as General MIDI has it.
 
 Floats = NDArray[np.float64]
@@ -91,14 +93,16 @@ class Performance:
         order = np.argsort(onset, kind="stable")
         in_order = onset[order]
         tied = in_order[1:] == in_order[:-1]
-        if tied.any():
+        compiled = sequential.library()
+        columns = (pitch, velocity, part)
+        if tied.any() and not (compiled and sequential.put_in_order(compiled, order, onset, duration, columns)):
             # By onset and pitch, as one number for the sake of speed; few notes are still tied then.
             moment_pitch = np.concatenate(([0], np.cumsum(~tied))) * 128 + pitch[order]
             by_pitch = np.argsort(moment_pitch, kind="stable")
             order, moment_pitch = order[by_pitch], moment_pitch[by_pitch]
             at = beside(moment_pitch[1:] == moment_pitch[:-1])
             ties = order[at]
-            order[at] = ties[np.lexsort((velocity[ties], duration[ties], moment_pitch[at]))]
+            order[at] = ties[np.lexsort((part[ties], velocity[ties], duration[ties], moment_pitch[at]))]
         self._set(order, onset=onset, duration=duration, pitch=pitch, velocity=velocity, part=part)
         pedal_time = _seconds("pedal event", "time", self.pedal_time)
         pedal_value = _whole("pedal event", "value", self.pedal_value, 0, 127)
@@ -202,6 +206,12 @@ class Performance:
     def _sounding(self) -> Floats:
         if not len(self.pedal_time) or not len(self):
             return self.duration
+        if compiled := sequential.library():
+            columns = (self.onset, self.duration, self.pitch, self.part)
+            pedal = (self.pedal_time, self.pedal_value, self.pedal_part)
+            sounding = sequential.sounding(compiled, columns, pedal, PEDAL_DOWN)
+            sounding.flags.writeable = False
+            return sounding
         key_end = self.onset + self.duration
         piece_end = max(float(key_end.max()), float(self.pedal_time[-1]))
         ringing_end = key_end.copy()

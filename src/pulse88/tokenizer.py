@@ -37,6 +37,7 @@ TOLERATED_DRIFT = 0.04  # s that the decoded clock may be off before a delta is 
 SHORT_STEP = 0.012  # s by which any delta may be bent: within the spread of a played chord
 LONG_GAP = 0.6  # s from which on a gap counts as long
 SMALL_BEND, LONG_BEND = 0.15, 0.25  # shares of a delta by which an ordinary one and a long one may be bent
+_VELOCITY_IDS = (BLOCKS[Slot.VELOCITY].start + velocity_bin(np.arange(128))).astype(np.uint8)
 ROUNDING = 1e-6  # s that sums of decoded times may be off; a gap this much too long isn't reported
 
 
@@ -107,7 +108,7 @@ class Tokenizer:
         events[:, Slot.DELTA] = BLOCKS[Slot.DELTA].start + delta_bin
         events[:, Slot.PITCH] = BLOCKS[Slot.PITCH].start - LOWEST_PITCH + pitch[order]
         events[:, Slot.DURATION] = BLOCKS[Slot.DURATION].start + self.grid.nearest(Slot.DURATION, duration[order])
-        events[:, Slot.VELOCITY] = BLOCKS[Slot.VELOCITY].start + velocity_bin(velocity[order])
+        events[:, Slot.VELOCITY] = _VELOCITY_IDS[velocity[order]]
         writes_eos = ends and (len(events) > 0 or not begins)
         ids = np.concatenate(([BOS] * begins, events.ravel(), [EOS] * writes_eos)).astype(np.uint8)
         report = EncodingReport(
@@ -153,14 +154,14 @@ def _carried(delta: NDArray[np.float64], nearest: NDArray[np.int64], bins: tuple
     if not len(delta):
         return nearest
     seconds = np.array(bins)
+    if compiled := sequential.library():
+        limits = (TOLERATED_DRIFT, LONG_GAP, LONG_BEND, SMALL_BEND, SHORT_STEP)
+        return sequential.carry(compiled, delta, seconds, limits, nearest)
     clamped = delta > bins[-1]
     bend = np.where(delta >= LONG_GAP, LONG_BEND * delta, np.maximum(SMALL_BEND * delta, SHORT_STEP))
     bend[clamped] = 0.0
     error = seconds[nearest] - delta
     error[clamped] = 0.0
-    compiled = sequential.library()
-    if compiled:
-        return sequential.carry(compiled, delta, error, bend, seconds, TOLERATED_DRIFT, nearest)
     # By how much the next bin on either side is off; no number where that is too much, or there is none.
     shorter = np.concatenate(([np.nan], seconds[:-1]))[nearest] - delta
     longer = np.concatenate((seconds[1:], [np.nan]))[nearest] - delta
@@ -193,6 +194,8 @@ def _sounding_order(performance: Performance, sounding: NDArray[np.float64]) -> 
     onset, pitch = performance.onset, performance.pitch
     order = np.arange(len(performance))
     unison = (onset[1:] == onset[:-1]) & (pitch[1:] == pitch[:-1])
+    if not unison.any():
+        return order
     at = beside(unison)
     order[at] = at[np.lexsort((performance.velocity[at], sounding[at], pitch[at], onset[at]))]
     return order
@@ -206,6 +209,9 @@ def _chord_order(
     A chord is a note and the notes of delta bin 0 after it. Of a key struck twice in it the longer note counts, of
     two equally long ones the first.
     """
+    compiled = sequential.library()
+    if compiled and (found := sequential.chord_order(compiled, delta_bin, pitch, duration)):
+        return found
     key = np.cumsum(delta_bin != 0) * 128 + pitch
     order = np.argsort(key, kind="stable")
     key_in_order = key[order]
