@@ -292,7 +292,8 @@ def _some(corpus: TokenCorpus, count: int) -> TokenCorpus:
     """`count` pieces, evenly spaced."""
     import numpy as np
 
-    chosen = np.unique(np.linspace(0, len(corpus.names) - 1, count).round().astype(int)).tolist()
+    pieces = len(corpus.names)
+    chosen = np.unique(np.linspace(0, pieces - 1, min(count, pieces)).round().astype(int)).tolist()
     tokens = [corpus.tokens[corpus.starts[i] : corpus.starts[i] + corpus.lengths[i]] for i in chosen]
     return replace(
         corpus,

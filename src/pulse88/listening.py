@@ -143,7 +143,7 @@ def read_answers(key: Path, answers: Iterable[Path]) -> list[dict[str, str]]:
 
     ValueError, naming file and line, for what isn't an answer to the key's test.
     """
-    known = json.loads(key.read_text())
+    known = _read_key(key)
     found: dict[tuple[str, str, str], dict[str, str]] = {}
     for path in answers:
         with path.open(newline="", encoding="utf-8") as file:
@@ -155,6 +155,23 @@ def read_answers(key: Path, answers: Iterable[Path]) -> list[dict[str, str]]:
     if not found:
         raise ValueError("no answers: name the CSV files that the page let listeners download")
     return list(found.values())
+
+
+def _read_key(path: Path) -> dict[str, Any]:
+    """What `make` wrote beside the page; ValueError for another file."""
+    remedy = "give the key that `pulse88 listen-test` wrote beside the page"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON ({error}): {remedy}") from error
+    clips = known.get("clips") if isinstance(known, dict) else None
+    whole = isinstance(clips, dict) and all(
+        isinstance(of, dict) and isinstance(of.get("system"), str) and isinstance(of.get("prompt"), str)
+        for of in clips.values()
+    )
+    if not whole or not isinstance(known.get("test"), str):
+        raise ValueError(f"{path}: no key of a listening test: {remedy}")
+    return dict(known)
 
 
 def _problem(row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
@@ -181,7 +198,7 @@ def results(key: Path, rows: Sequence[Mapping[str, str]]) -> str:
 
     Listeners are resampled where there are five or more, since one listener's answers hang together; prompts otherwise.
     """
-    clips = json.loads(key.read_text())["clips"]
+    clips = _read_key(key)["clips"]
     listeners = sorted({row["listener"] for row in rows})
     by_listener = len(listeners) >= 5
     prompts = sorted({clips[row["clips"].split(" ")[0]]["prompt"] for row in rows})

@@ -13,6 +13,7 @@ from pulse88.config import UNSTEERED, SamplingConfig, SteeringConfig, setting
 MARK = "pulse88 "  # The text event is this and a JSON object.
 DEFAULT_SECONDS = 60.0
 LONGEST_UNTIL_END = 600.0
+MOST_TAKES = 1000  # all of them begin at once, each with a state of its own
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ContinueConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
+        if self.takes > MOST_TAKES:
+            raise ValueError(f"takes must be {MOST_TAKES} or fewer, not {self.takes}: make more by other random seeds")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds must be above 0, not {self.seconds}")
 
