@@ -6,6 +6,7 @@ playing after a few notes, and training, tuning, comparing and serving where the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from click.testing import CliRunner
 
@@ -32,28 +34,34 @@ from pulse88.vocabulary import FINE
 
 NOTES = 12  # that are played of one command line
 STATUSES = (0, 1, 2, 130)  # that a command may end with
+NUMERIC = ("integer", "float")
 DOOR = ("status 2",)
-VALUES = (
+NUMBERS = [
     "-1",
     "0",
     "1",
     "2",
-    "3.5",
+    "3",
+    "12",
+    "20",
+    "64",
+    "0.5",
+    "1e-9",
     "1e9",
-    "nan",
-    "inf",
-    "-inf",
-    "1/1",
-    "3/2",
-    "A=b",
-    "=",
-    "a=",
-    "",
-    "--",
-    "-",
-    "--help",
-)
-VALUES += ("fine", "published", "numpy", "native", "auto", "tiny", "C", "true", "null", "é", "\udcff", "x" * 300, ".")
+    "2147483648",
+    "9223372036854775808",
+    "1e400",
+]
+NUMBERS += ["nan", "inf", "-inf", "0x10", "1_0", "1/1", "2/2", "3/2"]
+WORDS = ["A=mine", "=", "a=", "=b", "steps=1", "lr=nan", "dropout=1", "seed=-1", "fine", "published", "numpy", "native"]
+WORDS += ["auto", "tiny", "base", "true", "null", "é", "--", "-", ".", "--help"]
+WORDS += ["", "\udcff", "x" * 300, "missing", " "]
+
+MADE = """
+continue 0.mid --weights w --notes 5 --seed-notes 20 -o c.mid
+prepare midi -o parts --part 1/2 --workers 0
+prepare midi -o parts --part 2/2 --workers 0
+"""  # makes files that other commands read
 
 LINES = """
 continue 0.mid --weights w --seed-notes 20 --notes 3
@@ -68,13 +76,13 @@ tokens 0.mid --grid fine
 info --weights w --engine numpy
 prepare mine -o out --workers 0 --grid fine --splits validation=list.txt
 prepare midi 0.mid -o out --licences lic.json --licences made=CC0 --part 1/2
-merge data -o out
+merge parts -o out
 stats data --png o.png
 train --config tiny --data data --out run --set steps=2 --set dropout=0.5
 train --config tiny --data data --out run --kernel loop --sitting-minutes 1
 export run -o o --fp32 --note a=b
 finetune --data mine -o o --weights w --kind low-rank
-evaluate --weights w --data data --pieces 1 --engine numpy --batch 1
+evaluate --weights w --data data --pieces 1 --engine native --batch 1
 evaluate --weights w --data data --pieces 1 -o rep --prompts 1 --takes 1 --no-baselines
 ablate tiny --show
 ablate tiny --data data --out run --only base --share 1/2 --other-data fine=data
@@ -93,27 +101,23 @@ class Enough(BaseException):
 
 
 class Commands:
-    """`seeds` are good command lines, `words` what may stand in one, `feed` runs one."""
+    """`seeds` are good command lines, `feed` runs one, `good` is the folder that each begins with."""
 
     def __init__(self, folder: Path) -> None:
-        self._good, self._scratch = folder / "good", folder / "scratch"
-        self._good.mkdir(parents=True)
-        self._fill(self._good)
+        self.good, self._scratch = folder / "good", folder / "scratch"
+        self.good.mkdir(parents=True)
+        self._fill(self.good)
         self._played = 0
         self._cut_short()
         self.seeds = [line.replace(" ", "\n").encode() for line in LINES.strip().splitlines()]
-        options = [o for c in main.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)]
-        self.words = [
-            *main.commands,
-            *(o for o in options if o.startswith("-")),
-            *(p.name for p in self._good.iterdir()),
-            *VALUES,
-        ]
+        for line in self.seeds:  # so that what is imported later isn't taken for growth
+            with contextlib.suppress(ValueError):
+                self.feed(line)
 
     def feed(self, data: bytes) -> str:
         """How the command ended. Any exception that came out is raised again; ValueError where it refused."""
         shutil.rmtree(self._scratch, ignore_errors=True)
-        shutil.copytree(self._good, self._scratch)
+        shutil.copytree(self.good, self._scratch)
         text = data.decode("utf-8", "surrogateescape").replace("\0", "").replace("..", "")
         text = re.sub(r"(?<!\d)/|/(?!\d)", "", text)  # 1/2 stays
         self._played = 0
@@ -150,11 +154,12 @@ class Commands:
         (folder / "theirs").mkdir()
         for name in ("mine", "theirs"):
             midi_file.write(piece(3, 20), folder / name / "a.mid")
-        asked = ["continue", "0.mid", "--weights", "w", "--notes", "5", "--seed-notes", "20", "-o", "c.mid"]
-        result = CliRunner().invoke(
-            main, [str(folder / word) if "." in word or word == "w" else word for word in asked]
-        )
-        assert result.exit_code == 0, result.output
+        before = Path.cwd()
+        os.chdir(folder)
+        for line in MADE.strip().splitlines():
+            result = CliRunner().invoke(main, line.split())
+            assert result.exit_code == 0, result.output
+        os.chdir(before)
         (folder / "list.txt").write_text("a.mid\n")
         (folder / "lic.json").write_text('{"made": "CC0"}')
         clips = {"c1": {"system": "A", "prompt": "p"}, "c2": {"system": "B", "prompt": "p"}}
@@ -188,25 +193,45 @@ class Commands:
         listening.sound = lambda *given: b"no sound"
 
 
-def arguments_form(words: list[str]) -> Form:
-    """One to three arguments are added, taken away, doubled, moved, changed, or another word."""
+def arguments_form(folder: Path) -> Form:
+    """Options that the command has are given, changed and taken away; a quarter of the damages keep to nothing."""
+    files = sorted(path.name for path in folder.iterdir())
+
+    def value_of(parameter: click.Parameter, chance: random.Random) -> str:
+        kind = parameter.type
+        if isinstance(kind, click.Choice):
+            likely: list[str] = [str(choice) for choice in kind.choices]
+        elif isinstance(kind, click.Path):
+            likely = files
+        else:
+            likely = NUMBERS if isinstance(kind, (click.IntRange, click.FloatRange)) or kind.name in NUMERIC else WORDS
+        return chance.choice(likely if chance.random() < 0.9 else (*WORDS, *NUMBERS, *files))
 
     def form(data: bytes, chance: random.Random, change: Change) -> bytes:
-        line = data.split(b"\n")
+        line = data.decode("utf-8", "surrogateescape").split("\n")
+        command = main.commands.get(line[0])
         for _ in range(chance.choice((1, 1, 2, 3))):
-            at = chance.randrange(len(line)) if line else 0
-            word = chance.choice(words).encode("utf-8", "surrogateescape")
-            match chance.randrange(6):
-                case 0 | 1:
-                    line[at : at + 1] = [word]
-                case 2:
-                    line.insert(at, word)
-                case 3:
-                    line[at : at + 1] = []
-                case 4 if line:
-                    line.insert(chance.randrange(len(line)), line.pop(at))
-                case _ if line:
-                    line[at] = change(line[at]).replace(b"\n", b"")
-        return b"\n".join(line[:40])
+            at = chance.randrange(len(line))
+            kind = chance.randrange(8)
+            if kind < 6 and command:
+                parameter = chance.choice(command.params)
+                given = [n for n, word in enumerate(line) if word in (*parameter.opts, *parameter.secondary_opts)]
+                if isinstance(parameter, click.Argument):
+                    line[1:2] = [value_of(parameter, chance)] * chance.choice((0, 1, 1, 1, 2))
+                elif given and chance.random() < 0.3:
+                    del line[given[0] : given[0] + 1 + parameter.nargs * (not getattr(parameter, "is_flag", False))]
+                else:
+                    values = [] if getattr(parameter, "is_flag", False) else range(parameter.nargs)
+                    asked = [chance.choice((*parameter.opts, *parameter.secondary_opts))]
+                    place = given[0] if given else len(line)
+                    line[place : place + (1 + len(values) if given else 0)] = [
+                        *asked,
+                        *(value_of(parameter, chance) for _ in values),
+                    ]
+            elif kind == 6:
+                line[at] = change(line[at].encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+            else:
+                line[at : at + chance.randrange(2)] = [chance.choice((*WORDS, *NUMBERS, *files, *main.commands))]
+        return "\n".join(word.replace("\n", "") for word in line[:40]).encode("utf-8", "surrogateescape")
 
     return form

@@ -257,7 +257,7 @@ def targets(folder: Path, corpus: Path | None) -> dict[str, Callable[[], Target]
         from fuzz_commands import DOOR, Commands, arguments_form  # it imports torch
 
         made = Commands(folder / "commands")
-        return Target(made.seeds, made.feed, arguments_form(made.words), DOOR)
+        return Target(made.seeds, made.feed, arguments_form(made.good), DOOR)
 
     return {
         "midi": midi,

@@ -58,6 +58,36 @@ def test_every_route_is_documented_and_every_documented_one_is_in_the_page_of_th
         assert f"{method} {path}".replace("{id}.{kind}", "{id}.mid") in page, (method, path)
 
 
+def test_other_methods_are_told_all_that_there_are(server: Running) -> None:
+    """A path has a route for every method, and the addresses of a take's files look like a take's own."""
+    none = "0" * 32
+    for path, allowed in (
+        (f"/v1/seeds/{none}", "DELETE, GET"),
+        (f"/v1/takes/{none}", "DELETE, GET"),
+        (f"/v1/takes/{none}.mid", "GET"),
+        ("/v1/seeds", "POST"),
+    ):
+        for method in {"OPTIONS", "PUT", "DELETE"} - {allowed.partition(",")[0]}:
+            answer = server.ask(method, path)
+            answer.problem(405, "is not done here")
+            assert answer.headers["allow"] == allowed, (method, path)
+
+
+def test_what_is_made_leads_to_where_it_is_found(server: Running) -> None:
+    """Every link of OpenAPI names a field of an answer and an operation that takes it."""
+    told = server.ask("GET", "/v1/openapi.json").json
+    operations = {
+        said["operationId"]: (method, path) for path in told["paths"] for method, said in told["paths"][path].items()
+    }
+    made = {"seed": server.seed()}
+    assert set(told["paths"]["/v1/seeds"]["post"]["responses"]["201"]["links"]) == {"seed", "forget_seed"}
+    assert set(told["paths"]["/v1/takes"]["post"]["responses"]["201"]["links"]) == {"take", "forget_take", "file"}
+    for name, link in told["paths"]["/v1/seeds"]["post"]["responses"]["201"]["links"].items():
+        method, path = operations[link["operationId"]]
+        assert link == {"operationId": name, "parameters": {"id": "$response.body#/seed"}}
+        assert server.ask(method.upper(), path.replace("{id}", made["seed"])).status in (200, 204)
+
+
 @pytest.mark.parametrize(("method", "path"), sorted(OPERATIONS))
 def test_made_up_requests_get_only_answers_that_openapi_names(server: Running, method: str, path: str) -> None:
     address = f"http://127.0.0.1:{server.port}"

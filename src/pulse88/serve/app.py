@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pulse88 import __version__
 from pulse88.serve import examples, schemas
-from pulse88.serve.documented import MIDI, answers, bytes_of, inlined, midi_body
+from pulse88.serve.documented import MIDI, answers, bytes_of, inlined, leading_to, midi_body
 from pulse88.serve.duet import Duet
 from pulse88.serve.guard import Doorway, Guard
 from pulse88.serve.metrics import MEDIA_TYPE as METRICS_TYPE
@@ -120,7 +122,7 @@ def _seed_routes(app: FastAPI, service: Service) -> None:
         "/v1/seeds",
         status_code=201,
         response_model=schemas.SeedFacts,
-        responses=answers(408, 413, 415, 422, 429),
+        responses=answers(408, 413, 415, 422, 429, s201=leading_to("seed", "seed forget_seed")),
         openapi_extra=midi_body(**inlined(played)),
     )
     async def make_seed(request: Request) -> Response:
@@ -139,19 +141,26 @@ def _seed_routes(app: FastAPI, service: Service) -> None:
         service.read_ahead(seed)
         return JSONResponse(service.seed_facts(seed), 201)
 
-    @app.get("/v1/seeds/{id}", response_model=schemas.SeedFacts, responses=answers(404, 422))
+    @app.get("/v1/seeds/{id}", operation_id="seed", response_model=schemas.SeedFacts, responses=answers(404, 422))
     async def seed(id: Id) -> Response:
         """A seed again."""
         return JSONResponse(service.seed_facts(service.memory.seeds.get(id)))
 
-    @app.delete("/v1/seeds/{id}", status_code=204, responses=answers(404, 422))
+    @app.delete("/v1/seeds/{id}", operation_id="forget_seed", status_code=204, responses=answers(404, 422))
     async def forget_seed(id: Id) -> Response:
         """Forgets a seed."""
         service.forget_seed(id)
         return Response(status_code=204)
 
 
+class _Undotted(StringConvertor):
+    """A part of a path without a dot, so that what is done with a take isn't done at the addresses of its files."""
+
+    regex = "[^/.]+"
+
+
 def _take_routes(app: FastAPI, service: Service) -> None:
+    register_url_convertor("undotted", _Undotted())
     asked_json = {"application/json": {"schema": schemas.Continuation.model_json_schema(by_alias=True)}}
 
     @app.post(
@@ -207,7 +216,7 @@ def _take_routes(app: FastAPI, service: Service) -> None:
         "/v1/takes",
         status_code=201,
         response_model=schemas.TakeFacts,
-        responses=answers(408, 413, 415, 422, 429),
+        responses=answers(408, 413, 415, 422, 429, s201=leading_to("take", "take forget_take file")),
         openapi_extra=midi_body(),
     )
     async def restore(request: Request) -> Response:
@@ -223,6 +232,7 @@ def _take_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/takes/{id}.{kind}",
+        operation_id="file",
         responses=answers(404, 409, 413, 422, 429, s200=bytes_of(f"A file: {files}", *KINDS.values())),
         response_class=Response,
     )
@@ -238,12 +248,14 @@ def _take_routes(app: FastAPI, service: Service) -> None:
         name = f'attachment; filename="pulse88-{take.id[:8]}.{kind}"'
         return Response(data, headers={"content-type": KINDS[kind], "content-disposition": name})
 
-    @app.get("/v1/takes/{id}", response_model=schemas.TakeFacts, responses=answers(404, 422))
+    @app.get(
+        "/v1/takes/{id:undotted}", operation_id="take", response_model=schemas.TakeFacts, responses=answers(404, 422)
+    )
     async def take(id: Id) -> Response:
         """A take, as far as it is made."""
         return JSONResponse(service.memory.takes.get(id).to_json())
 
-    @app.delete("/v1/takes/{id}", status_code=204, responses=answers(404, 422))
+    @app.delete("/v1/takes/{id:undotted}", operation_id="forget_take", status_code=204, responses=answers(404, 422))
     async def forget_take(id: Id) -> Response:
         """Stops a take and forgets it."""
         service.forget_take(id)
@@ -320,6 +332,9 @@ async def _http(request: Request, error: HTTPException) -> Response:
     answer = _answer(request, Problem(error.status_code, said.get(error.status_code, str(error.detail))))
     for name, value in (error.headers or {}).items():
         answer.headers[name] = value
+    if error.status_code == 405:  # The first route of the path has refused, and named its own methods only.
+        known = [route.methods for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+        answer.headers["allow"] = ", ".join(sorted(set[str]().union(*known)))
     return answer
 
 

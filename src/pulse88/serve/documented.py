@@ -20,6 +20,12 @@ def answers(*statuses: int, **more: Any) -> dict[int | str, Any]:
     return {**problems, **{int(status.lstrip("s")): said for status, said in more.items()}}
 
 
+def leading_to(name: str, operations: str) -> dict[str, Any]:
+    """What OpenAPI says of an answer whose field `name` is the `id` that other operations take."""
+    links = {of: {"operationId": of, "parameters": {"id": f"$response.body#/{name}"}} for of in operations.split()}
+    return {"description": "Successful Response", "links": links}
+
+
 def bytes_of(description: str, *types: str) -> dict[str, Any]:
     return {"description": description, "content": {kind: {"schema": {"type": "string"}} for kind in types}}
 
