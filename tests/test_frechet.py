@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -38,3 +40,37 @@ def test_without_the_package_it_says_so(tmp_path: Path) -> None:
             frechet.embeddings(tmp_path)
     else:
         pytest.skip("the package is installed")
+
+
+class Extractor:
+    """Has what version 1.0.0 of the package has."""
+
+    def extract_feature(self, filepath: Path) -> np.ndarray:
+        return np.full((1, 3), len(Path(filepath).read_bytes()), np.float32)
+
+
+def package(monkeypatch: pytest.MonkeyPatch, get: object) -> None:
+    for name in ("frechet_music_distance", "frechet_music_distance.models", "frechet_music_distance.models.utils"):
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+    vars(module)["get_feature_extractor_by_name"] = get
+
+
+def test_files_are_embedded_one_by_one_in_the_order_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(monkeypatch, lambda name, verbose: Extractor())
+    for name, size in (("b.mid", 2), ("a.mid", 1), ("c.mid", 3)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert frechet.embeddings(tmp_path)[:, 0].tolist() == [1, 2, 3]
+    (tmp_path / "a.mid").write_bytes(bytes(9))  # Nothing of a folder is kept by its name.
+    assert frechet.embeddings(tmp_path).tolist()[0] == [9, 9, 9]
+
+
+def test_without_its_model_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(name: str, verbose: bool) -> Extractor:
+        raise OSError("We couldn't connect")
+
+    package(monkeypatch, no_network)
+    with pytest.raises(frechet.NoFrechet, match=r"CLaMP 2 could not be fetched .*where there is a network"):
+        frechet.embeddings(tmp_path)

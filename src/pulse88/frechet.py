@@ -1,14 +1,17 @@
 """Frechet Music Distance between folders of MIDI files, where the package frechet-music-distance is installed.
 
-Only its embedding (CLaMP 2, which it downloads when it is first used) is taken: the distance is computed here, so that
-pieces can be resampled for an interval. The distance is biased upwards with few files, so it is always told with their
-number, and beside that of real music against real music of as many files.
+Only its embedding is taken (version 1.0.0: CLaMP 2, which it downloads with a text model when it is first used): the
+distance is computed here, so that pieces can be resampled for an interval. Files are embedded one by one, because what
+the package makes of a folder it keeps by the folder's name, whatever is in it later. The distance is biased upwards
+with few files, so it is always told with their number, and beside that of real music against as much real music.
 
 Shape legend: N, M files, D dimensions of the embedding.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +23,28 @@ RESAMPLES = 200
 
 
 class NoFrechet(ValueError):
-    """The package isn't installed; the message says how to get it."""
+    """The package isn't installed, or its model can't be had; the message says what to do."""
 
 
 def embeddings(folder: Path) -> Floats:
-    """[N, D] of the MIDI files in a folder. NoFrechet without the package."""
+    """[N, D] of the MIDI files in a folder, by name. NoFrechet without the package or its model."""
     try:
-        from frechet_music_distance import FrechetMusicDistance
+        from frechet_music_distance.models.utils import get_feature_extractor_by_name
     except ImportError as error:
         raise NoFrechet(
             "the Frechet Music Distance was not computed: the package frechet-music-distance is not installed "
             "(pip install frechet-music-distance)"
         ) from error
-    extractor = FrechetMusicDistance("clamp2", verbose=False).feature_extractor
-    return np.asarray(extractor.extract_features_from_path(folder), np.float64)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # It tells of downloads with print.
+            extractor = get_feature_extractor_by_name("clamp2", verbose=False)
+    except OSError as error:
+        raise NoFrechet(
+            "the Frechet Music Distance was not computed: its model CLaMP 2 could not be fetched from huggingface.co "
+            f"({error.__class__.__name__}); run it once where there is a network"
+        ) from error
+    rows = [extractor.extract_feature(path) for path in sorted(folder.glob("*.mid"))]
+    return np.concatenate(rows).astype(np.float64)
 
 
 def distance(a_ND: Floats, b_MD: Floats) -> float:
