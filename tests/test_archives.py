@@ -200,6 +200,16 @@ def test_folders_in_a_zip_are_passed_over(tmp_path: Path) -> None:
     assert contents(tmp_path / "x.zip") == {"a.mid": b"1"}
 
 
+@pytest.mark.parametrize("name", ["a.mid", "a.txt"])
+def test_a_member_of_a_tar_that_says_it_is_endless_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = 2**62
+    path = tmp_path / "a.tar"
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    *_, last = members(path, Limits())
+    assert "unpacks to more than" in last.problem
+
+
 def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -170,6 +170,8 @@ def _tar(path: Path, limits: Limits, most: int) -> Iterator[Member]:
         with tarfile.open(fileobj=limited, mode="r|", bufsize=_BLOCK, tarinfo=_Header) as archive:
             while (info := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all headers otherwise.
+                if archive.offset > most:  # tarfile would go on and on reading towards where the next header should be.
+                    raise ValueError(_bomb(most))
                 if not info.isreg() or not is_midi(info.name):
                     continue
                 problem, data = _too_large(info.size, limits), b""
