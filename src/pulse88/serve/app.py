@@ -255,7 +255,10 @@ def _take_routes(app: FastAPI, service: Service) -> None:
         """A take, as far as it is made."""
         return JSONResponse(service.memory.takes.get(id).to_json())
 
-    @app.delete("/v1/takes/{id:undotted}", operation_id="forget_take", status_code=204, responses=answers(404, 422))
+    # An id with a dot is the address of a file, which only GET knows.
+    @app.delete(
+        "/v1/takes/{id:undotted}", operation_id="forget_take", status_code=204, responses=answers(404, 405, 422)
+    )
     async def forget_take(id: Id) -> Response:
         """Stops a take and forgets it."""
         service.forget_take(id)
