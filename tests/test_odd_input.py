@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -87,14 +88,64 @@ def test_a_models_configuration_that_is_too_deep_or_too_large_is_refused(text: s
         weights_file.read(tmp_path / "w")
 
 
-def test_a_training_state_that_is_no_text_or_too_deep_is_refused(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A checkpoint after a step of training, and what loads one from a folder."""
     pytest.importorskip("torch", reason="torch isn't installed: pip install '.[train]'")
-    from pulse88.checkpoint import CheckpointError, read_state
+    import torch
 
-    for content in (DEEP.encode(), b"\xff\xfe", b"[]", b"3"):
-        (tmp_path / "state.json").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"state\.json: .*delete its folder"):
-            read_state(tmp_path)
+    from pulse88 import checkpoint
+    from pulse88.config import TINY_RECIPE
+    from pulse88.model import Pulse88
+    from pulse88.optimizer import make_optimizers
+
+    def fresh() -> Any:
+        model = Pulse88(TINY_RECIPE.model_config)
+        return model, make_optimizers(model, TINY_RECIPE)
+
+    torch.manual_seed(0)
+    model, optimizers = fresh()
+    logits, _ = model(torch.tensor([[BOS, 3, 60]]), model.zero_state())
+    logits.sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    circumstances = checkpoint.Circumstances(FINE, "data", 1)
+    run = tmp_path_factory.mktemp("run")
+    at = checkpoint.Progress(1, 9)
+    folder = checkpoint.save(run, model, optimizers, at, TINY_RECIPE, circumstances, {})
+    return folder, lambda of: checkpoint.load(of, *fresh(), TINY_RECIPE, circumstances)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(DEEP, "\xff", "[]", "3", {"step": "1"}, {"step": True}, {"step": -1}, {"tokens": 1e9}, {"config": []}),
+        *({"config": {"steps": None}}, {"time_grid": 3}, {"time_grid": "other"}, {"scaler": 3}, {"data": "other"}),
+    ],
+)
+def test_a_training_state_that_means_nothing_is_refused(content: Any, training: Any, tmp_path: Path) -> None:
+    good, load = training
+    folder = shutil.copytree(good, tmp_path / good.name)
+    assert load(folder).progress.step == 1
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / "state.json").read_text()) | content)
+    (folder / "state.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"step-00000001"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_tensors_of_a_checkpoint_that_have_another_shape_are_refused(name: str, training: Any, tmp_path: Path) -> None:
+    good, load = training
+    folder = shutil.copytree(good, tmp_path / good.name)
+    tensors = dict(snapshot.arrays_of((folder / name).read_bytes()))
+    changed = next(entry for entry, array in tensors.items() if array.ndim == 2)
+    (folder / name).write_bytes(serialise(tensors | {changed: tensors[changed][:-1].copy()}))
+    with pytest.raises(ValueError, match=rf"{name}: .*delete its folder"):
+        load(folder)
+    (folder / name).write_bytes((good / name).read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"{name}: .*delete its folder"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ FORMAT = "1"
 _REMEDY = "delete its folder to resume from the checkpoint before it"
 WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "weights.safetensors", "optimizer.safetensors", "state.json"
 
+_FACTS = {"step": int, "tokens": int, "config": dict, "time_grid": str}  # that every state has
+
 # What may differ when a run goes on, and what that changes.
 CHANGEABLE = {
     "micro_windows": "the order in which gradients are rounded and, with dropout, what is dropped",
@@ -207,7 +209,10 @@ def load(
             f"{CHANGEABLE['micro_windows']}"
         )
     tensors = _read_tensors(folder / WEIGHTS_NAME)
-    problem = model.load_state_dict(tensors, strict=False)
+    try:
+        problem = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # tensors of other shapes
+        raise CheckpointError(f"{folder / WEIGHTS_NAME}: {' '.join(str(error).split())}; {_REMEDY}") from error
     if problem.missing_keys or problem.unexpected_keys:
         raise CheckpointError(
             f"{folder}: missing {problem.missing_keys}, unexpected {problem.unexpected_keys}: not this model's weights"
@@ -225,7 +230,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_NAME
     try:
         state: dict[str, Any] = json.loads(path.read_text())
-        state["step"], state["tokens"], state["config"], state["time_grid"]
+        for name, kind in _FACTS.items():
+            if type(state[name]) is not kind:
+                raise ValueError(f"{name} is {state[name]!r}")
+        if not isinstance(state.get("scaler", {}), dict) or min(state["step"], state["tokens"]) < 0:
+            raise ValueError("its scaler is no object, or a number is below 0")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}; {_REMEDY}") from error
     return state

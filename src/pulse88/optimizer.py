@@ -138,6 +138,8 @@ def load_named_state(model: nn.Module, optimizers: list[Optimizer], tensors: dic
     for entry, value in tensors.items():
         name, _, key = entry.rpartition("|")
         parameter = parameters[name]
+        if value.ndim and value.shape != parameter.shape:
+            raise ValueError(f"{entry} is {list(value.shape)}, the parameter {list(parameter.shape)}")
         state: dict[str, Any] = owner[id(parameter)].state[parameter]
         # AdamW keeps its step count on the CPU unless it is fused; it moves it itself where needed.
         state[key] = value.to(parameter.device) if value.ndim or parameter.is_cuda else value
