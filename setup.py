@@ -32,6 +32,9 @@ class BuildLibrary(build_ext):
             # On 64-bit Windows GCC doesn't align vectors on the stack, but stores them as if it did.
             ext.extra_compile_args += ["-Wa,-muse-unaligned-vector-move"]
             ext.extra_link_args += ["-static"]
+        if kind == "unix":
+            ext.extra_compile_args += ["-pthread"]
+            ext.extra_link_args += ["-pthread"]
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
@@ -43,8 +46,8 @@ setup(
     ext_modules=[
         Extension(
             "pulse88.engine._native",
-            [f"{KERNELS}/{name}.c" for name in ("native", "baseline", "avx2", "avx512", "avx512vnni")],
-            depends=[f"{KERNELS}/{name}.h" for name in ("native", "products", "forward")],
+            [f"{KERNELS}/{name}.c" for name in ("native", "crew", "baseline", "avx2", "avx512", "avx512vnni")],
+            depends=[f"{KERNELS}/{name}.h" for name in ("native", "crew", "products", "forward")],
             optional=True,
             py_limited_api=True,
         ),

@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from engine_law import random_weights
@@ -28,6 +29,18 @@ def test_auto_takes_the_native_engine_where_there_is_one():
         pytest.skip(f"no native engine here: {problem}")
     assert load(random_weights("tiny")).name == "native"
     assert load(random_weights("tiny"), engine="native").name == "native"
+
+
+def test_threads_are_given_on_to_the_native_engine():
+    try:
+        native.library()
+    except ImportError as problem:
+        pytest.skip(f"no native engine here: {problem}")
+    one, two = load(random_weights("tiny")), load(random_weights("tiny"), threads=2)
+    ids = np.arange(60)[None]
+    assert np.array_equal(*(e.forward(ids, e.zero_state())[0] for e in (one, two)))
+    with pytest.raises(ValueError, match="1 to 64 threads"):
+        load(random_weights("tiny"), threads=0)
 
 
 def test_without_the_native_engine_auto_says_so_and_native_fails(monkeypatch, caplog):

@@ -1,9 +1,14 @@
 import ctypes
 import ctypes.util
+import gc
 import importlib.machinery
+import os
+import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -341,6 +346,105 @@ def test_other_threads_run_during_a_forward():
         thread.join()
 
 
+# ---------------------------------------------------------------- threads
+
+
+@pytest.fixture(scope="module")
+def crews() -> dict[tuple[str, int], NativeEngine]:
+    weights = {precision: weights_for("odd", precision) for precision in ("int8", "fp32")}
+    return {(p, threads): NativeEngine(weights[p], threads=threads) for p in weights for threads in (1, 2, 5)}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from([1, 3, 16, 33, 64]), min_size=1, max_size=3),
+    batch=st.sampled_from([1, 2, 7]),
+    precision=st.sampled_from(["int8", "fp32"]),
+    threads=st.sampled_from([2, 5]),
+)
+def test_threads_change_no_bit(crews, pieces, batch, precision, threads):
+    ids = random_ids(ODD, batch, sum(pieces))
+    logits, state = in_pieces(crews[precision, threads], ids, pieces)
+    alone, single = in_pieces(crews[precision, 1], ids, pieces)
+    assert np.array_equal(logits, alone)
+    assert all(np.array_equal(state.snapshot()[name], array) for name, array in single.snapshot().items())
+
+
+@pytest.mark.parametrize("kernel", RUNNING)
+def test_every_kernel_has_threads(kernel):
+    ids = random_ids(TINY, 3, 40)
+    ours = [NativeEngine(weights_for("tiny", "int8"), kernel, threads) for threads in (1, 3)]
+    one, many = (in_pieces(e, ids, [33, 7])[0] for e in ours)
+    assert np.array_equal(one, many)
+
+
+def test_helpers_sleep_between_calls():
+    ours = NativeEngine(weights_for("tiny", "int8"), threads=4)
+    ours.forward(random_ids(TINY, 1, 64), ours.zero_state())
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(1.0)
+    assert time.process_time() - before < 0.5  # three that spin would take up to three seconds, and one alone one
+
+
+def test_calls_from_several_threads_share_one_crew():
+    ours, ids = NativeEngine(weights_for("tiny", "int8"), threads=3), random_ids(TINY, 4, 60)
+    alone = [ours.forward(ids[row : row + 1], ours.zero_state())[0] for row in range(4)]
+    results: list[Any] = [None] * 4
+
+    def work(row: int) -> None:
+        for _ in range(10):
+            results[row] = ours.forward(ids[row : row + 1], ours.zero_state())[0]
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(a, b) for a, b in zip(alone, results, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+def test_a_forked_process_computes_without_the_helpers_it_lost():
+    program = """
+import os, sys
+import numpy as np
+from pulse88.config import TINY
+from pulse88.engine.native import NativeEngine
+from pulse88.engine.weights import Weights, random_tensors
+engine = NativeEngine(Weights(TINY, random_tensors(TINY, 0)), threads=3)
+ids = np.arange(64)[None]
+before = engine.forward(ids, engine.zero_state())[0]
+child = os.fork()
+if not child:
+    os._exit(not np.array_equal(engine.forward(ids, engine.zero_state())[0], before))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
+
+
+def test_an_engine_that_goes_takes_its_helpers_along():
+    tasks = Path("/proc/self/task")
+
+    def count() -> int:
+        return len(list(tasks.iterdir()))
+
+    if not tasks.is_dir():
+        pytest.skip("this system doesn't list a process's threads")
+    before = count()
+    ours = NativeEngine(weights_for("tiny", "int8"), threads=4)
+    assert count() == before + 3
+    del ours
+    gc.collect()
+    assert count() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 65])
+def test_numbers_of_threads_that_make_no_sense_are_refused(threads):
+    with pytest.raises(ValueError, match="1 to 64 threads"):
+        NativeEngine(weights_for("tiny", "int8"), threads=threads)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -424,6 +528,8 @@ def test_weights_that_are_too_short_are_refused():
         {"prefix_capacity": -64},
         {"prefix_capacity": 8},
         {"scratch_floats": 100},
+        {"threads": 0},
+        {"threads": 65},
     ],
 )
 def test_calls_that_do_not_fit_are_refused(changes):
@@ -435,6 +541,7 @@ def test_calls_that_do_not_fit_are_refused(changes):
         "capacity": 64,
         "logit_rows": 0,
         "scratch_floats": 2**40,
+        "threads": 1,
     }
 
     def call_of(**changes: int) -> Any:

@@ -77,11 +77,12 @@ def joining(engine: Engine) -> JoiningEngine | None:
     return cast(JoiningEngine, engine) if hasattr(engine, "join") else None
 
 
-def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:
+def load(weights: str | Path | Weights, engine: str = "auto", *, threads: int = 1) -> Engine:
     """An engine over a weights file or weights in memory.
 
     `auto` takes native where it was built, and otherwise numpy, which it says in the log. WeightsError if the file
-    can't be used, ValueError for an unknown engine, ImportError if native is asked for and was not built.
+    can't be used, ValueError for an unknown engine, ImportError if native is asked for and was not built. `threads` of
+    the native engine share prompts and batches, and change no bit; numpy's are set by its own environment variables.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}, there are {', '.join(ENGINES)}")
@@ -100,7 +101,7 @@ def load(weights: str | Path | Weights, engine: str = "auto") -> Engine:
                 raise
             _log.warning("the numpy engine runs, several times slower than the native one: %s", error)
         else:
-            return native.NativeEngine(weights)
+            return native.NativeEngine(weights, threads=threads)
     from pulse88.engine.reference import NumpyEngine
 
     return NumpyEngine(weights)

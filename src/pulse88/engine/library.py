@@ -9,6 +9,7 @@ from functools import cache
 KERNELS = ("baseline", "avx2", "avx512", "avx512vnni")  # in the order of the library's numbers, slowest first
 PAGE = 16  # tokens between two rewritings of a GDN memory
 KEYS = 64  # keys side by side in the cache
+THREADS = 64  # at most
 MEMORY_BYTES = 6  # of a number of the GDN memory beside int8 weights: in single and in half precision
 FLOATS, WORDS, BYTES = range(3)  # forms of packed weights
 PLAN_SIZES = (23, 23)  # values of a plan's head and of one of its mixers
@@ -32,6 +33,8 @@ class Call(ctypes.Structure):
         ("ids", ctypes.c_void_p),
         ("sequences", ctypes.POINTER(Sequence)),
         *((name, ctypes.c_void_p) for name in ("logits", "scratch")),
+        ("threads", ctypes.c_int64),
+        ("crew", ctypes.c_void_p),
     )
 
 
@@ -54,7 +57,9 @@ def library() -> ctypes.CDLL:
         ("pack", ctypes.c_int, [ctypes.c_int, pointer, i64, i64, pointer, i64]),
         ("check", ctypes.c_int, [pointer, i64, i64]),
         ("page_floats", i64, [pointer]),
-        ("scratch_floats", i64, [pointer, i64]),
+        ("scratch_floats", i64, [pointer, i64, i64]),
+        ("crew_open", pointer, [i64]),
+        ("crew_close", None, [pointer]),
         ("forward", ctypes.c_int, [ctypes.c_int, pointer, pointer, ctypes.POINTER(Call)]),
     ):
         function = getattr(opened, f"p88_{name}", None)

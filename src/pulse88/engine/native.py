@@ -10,13 +10,14 @@ Shape legend: B batch, T tokens, V vocabulary; see native_state.py for the rest.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pulse88.engine.layout import mixers
-from pulse88.engine.library import KERNELS, KEYS, PAGE, Call, Sequence, kernels, library
+from pulse88.engine.library import KERNELS, KEYS, PAGE, THREADS, Call, Sequence, kernels, library
 from pulse88.engine.native_state import Cache, Floats, Kept, Loan, NativeState, Pool, Strand
 from pulse88.engine.plan import kept_type, plan_of
 from pulse88.engine.state import Claims, checked_count, checked_ids, checked_position, checked_single
@@ -28,22 +29,34 @@ ROWS = 128  # tokens of all sequences that one call of the library takes; more c
 
 
 class NativeEngine:
-    """The compiled engine over weights as they are, int8 or float32. ValueError for a kernel that doesn't run here."""
+    """The compiled engine over weights as they are, int8 or float32. ValueError for a kernel that doesn't run here.
+
+    `threads` share prompts and batches, never a single token, and give the same bits whatever their number; they sleep
+    in between. Where the system has none to give (and on Windows) one thread computes.
+    """
 
     name = "native"
 
-    def __init__(self, weights: Weights, kernel: str | None = None) -> None:
+    def __init__(self, weights: Weights, kernel: str | None = None, threads: int = 1) -> None:
         self.config = weights.config
         self.kernel = kernels()[-1] if kernel is None else kernel
         if self.kernel not in kernels():
             raise ValueError(f"this machine doesn't run the kernel {kernel!r}, it runs {', '.join(kernels())}")
         self._source, self._kept = weights, kept_type(weights)
-        self._plan, self._weights = plan_of(weights, library().p88_form(KERNELS.index(self.kernel)))
-        if not library().p88_check(self._plan.ctypes.data, self._plan.size, self._weights.size):
+        self._number = KERNELS.index(self.kernel)
+        self._plan, self._weights = plan_of(weights, library().p88_form(self._number))
+        self._addresses = self._plan.ctypes.data, self._weights.ctypes.data
+        if not library().p88_check(self._addresses[0], self._plan.size, self._weights.size):
             raise ValueError("the native engine can't compute a model of this shape: use numpy")
+        self._threads, self._crew = threads, None
+        if not 1 <= threads <= THREADS:
+            raise ValueError(f"an engine has 1 to {THREADS} threads, not {threads}")
+        if threads > 1 and (crew := library().p88_crew_open(threads)):
+            self._crew = crew
+            weakref.finalize(self, library().p88_crew_close, crew)
         kinds = [kind for kind, _, _ in mixers(self.config)]
         self._gdn_count, self._gqa_count = kinds.count("gdn"), kinds.count("gqa")
-        self._page_floats: int = library().p88_page_floats(self._plan.ctypes.data)
+        self._page_floats: int = library().p88_page_floats(self._addresses[0])
         self._pool = Pool()
 
     @property
@@ -55,11 +68,12 @@ class NativeEngine:
             raise ValueError(f"a batch has 1 or more sequences, not {batch}")
         loans = self._memory(), self._rows(), self._tails()
         for loan, part in zip(loans, ("memory", "", "tail"), strict=True):
-            loan.array[...] = 0
+            loan.clear()
             if part and self._source.initial:
                 names = (f"{name}.{part}" for kind, name, _ in mixers(self.config) if kind == "gdn")
                 loan.array[...] = [self._source.initial[name] for name in names]
-        loans[0].round_halves()
+        if self._source.initial:
+            loans[0].round_halves()
         strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._kept, self._gqa_count, 0, 0))
         return NativeState(self.config, (strand,) * batch)
 
@@ -95,15 +109,14 @@ class NativeEngine:
         after = tuple(self._room_after(strand, tokens) for strand in state.strands)
         sequences = (Sequence * batch)(*map(_sequence, state.strands, after))
         logits_BTV = np.empty((batch, (0, 1, tokens)[logit_rows], self.config.vocab_size), np.float32)
-        floats: int = library().p88_scratch_floats(self._plan.ctypes.data, batch * tokens)
+        floats: int = library().p88_scratch_floats(self._addresses[0], batch * tokens, self._threads)
         scratch = self._pool.take((floats,))
         call = Call(
             *(batch, tokens, logit_rows, floats),
             *(ids_BT.ctypes.data, sequences, logits_BTV.ctypes.data, scratch.address),
+            *(self._threads, self._crew),
         )
-        done = library().p88_forward(
-            KERNELS.index(self.kernel), self._plan.ctypes.data, self._weights.ctypes.data, ctypes.byref(call)
-        )
+        done = library().p88_forward(self._number, *self._addresses, ctypes.byref(call))
         assert done
         return logits_BTV, NativeState(self.config, after)
 

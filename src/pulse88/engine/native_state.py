@@ -61,6 +61,10 @@ class Loan:
         self.array: Floats = block[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
         self.address: int = block.ctypes.data
 
+    def clear(self) -> None:
+        """Makes everything zero."""
+        self._block[...] = 0
+
     def halves(self) -> NDArray[np.float16]:
         """What lies behind the array: as many numbers in half precision, or none."""
         return self._block[self.array.nbytes :].view(np.float16)

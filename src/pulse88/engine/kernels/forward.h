@@ -107,7 +107,7 @@ static void delta_rule(const Model *m, const Scratch *s, int64_t bytes, const ui
             s->shares[PAGE + i] = share * dot(query, keys + i * K, K);
         }
         product(2, s->shares, PAGE, errors, V, now, s->gained, V, V);
-        const float beta = betas[t * m->heads], same = dot(query, key, K);
+        const float beta = betas[t], same = dot(query, key, K);
         const float *restrict by_key = s->recalled + t * V, *restrict by_query = s->recalled + (count + t) * V;
         const float *restrict gained = s->gained, *restrict value = values + t * ldv;
         float *restrict error = errors + now * V, *restrict o = out + t * ldo;
@@ -132,86 +132,112 @@ static void rewrite(const Model *m, const Scratch *s, const float *memory, Page 
     if (halves) to_halves(target, K * V, halves);
 }
 
-/* core_floats rows of one sequence, convolved and normalised, through the recurrence into `mixed`. */
-static void gdn_core(const Model *m, const uint8_t *weights, const Mixer *mixer, const Call *call, int64_t gdn,
-                     int64_t gdns, int64_t b, const Scratch *s) {
+/* A job of one mixer: tasks are the heads of every sequence. */
+typedef struct {
+    const Model *m;
+    const uint8_t *weights;
+    const Mixer *mixer;
+    const Call *call;
+    int64_t index, count; /* of this mixer among those of its kind, and how many there are */
+    const Scratch *s;     /* [threads] */
+} Mixing;
+
+/* `n` channels of one token's short convolution and its SiLU; input [conv] rows, the latest last. */
+static void convolve(const float *const *input, int64_t conv, const float *taps, int64_t channels, int64_t from,
+                     int64_t n, float *out) {
+    for (int64_t c = 0; c < n; c += L) {
+        vf sum = {0};
+        for (int64_t j = 0; j < conv; j++)
+            sum += load_part(input[j] + from + c, n - c) * load_part(taps + j * channels + from + c, n - c);
+        store_part(out + c, silu_of(sum), n - c);
+    }
+}
+
+/* What core_floats rows of every sequence leave for later calls: the convolution's tails, and of a page that goes on in
+ * new rows the old ones. */
+static void keep_rows(const Model *m, const Call *call, int64_t gdn, const Scratch *s) {
+    const int64_t C = channels(m), W = m->conv - 1, ldc = core_floats(m), T = call->tokens;
+    for (int64_t b = 0; b < call->batch; b++) {
+        const Sequence *q = call->sequences + b;
+        const float *tail = q->old_tails + gdn * W * C, *core = s->core + b * T * ldc;
+        if (q->position / PAGE != (q->position + T) / PAGE)
+            memcpy(q->rows + gdn * page_floats(m), q->old_rows + gdn * page_floats(m),
+                   (size_t)page_floats(m) * sizeof(float));
+        for (int64_t i = 0; i < W; i++) {
+            const int64_t t = T - W + i;
+            memcpy(q->tails + (gdn * W + i) * C, t >= 0 ? core + t * ldc : tail + (W + t) * C,
+                   (size_t)C * sizeof(float));
+        }
+    }
+}
+
+/* One head's core_floats rows of one sequence, convolved and normalised, through the recurrence into `mixed`. */
+static void gdn_head(const void *job, int64_t task, int64_t member) {
+    const Mixing *w = job;
+    const Model *m = w->m;
+    const Mixer *mixer = w->mixer;
+    const Scratch *s = w->s + member;
     const int64_t H = m->heads, K = m->key, V = m->value, C = channels(m), W = m->conv - 1, ldc = core_floats(m);
-    const int64_t T = call->tokens;
-    const Sequence *q = call->sequences + b;
-    const float *taps = (const float *)(weights + mixer->conv), *decay = (const float *)(weights + mixer->decay);
-    const float *dt = (const float *)(weights + mixer->dt), *o_norm = (const float *)(weights + mixer->o_norm);
-    const float eps = *(const float *)(weights + m->reals), scale = 1.0f / sqrtf((float)K);
-    const int stays = q->position / PAGE == (q->position + T) / PAGE;
+    const int64_t T = w->call->tokens, b = task / H, h = task % H, gdn = w->index, ldv = 2 * K + V;
+    const Sequence *q = w->call->sequences + b;
+    const float *taps = (const float *)(w->weights + mixer->conv);
+    const float decay = ((const float *)(w->weights + mixer->decay))[h];
+    const float dt = ((const float *)(w->weights + mixer->dt))[h];
+    const float *o_norm = (const float *)(w->weights + mixer->o_norm);
+    const float eps = *(const float *)(w->weights + m->reals), scale = 1.0f / sqrtf((float)K);
     const float *tail = q->old_tails + gdn * W * C, *core = s->core + b * T * ldc;
     const Page page = page_at(m, q->rows, gdn);
-    const float *memory = q->old_memory + gdn * H * K * V;
-    float *target = q->memory + gdn * H * K * V, *mixed = s->mixed + b * T * H * V;
-    const int64_t bytes = memory_bytes(m), past = (gdns - gdn) * H * K * V; /* floats from here to the halves */
-    uint16_t *halves = bytes == 2 ? (uint16_t *)(target + past) + gdn * H * K * V : NULL;
-    const uint8_t *read = bytes == 2 ? (const uint8_t *)((const uint16_t *)(memory + past) + gdn * H * K * V)
+    const float *memory = q->old_memory + (gdn * H + h) * K * V;
+    float *target = q->memory + (gdn * H + h) * K * V, *mixed = s->mixed + b * T * H * V + h * V;
+    const int64_t bytes = memory_bytes(m), floats = w->count * H * K * V; /* of all memories, before the halves */
+    uint16_t *halves = bytes == 2 ? (uint16_t *)(q->memory + floats) + (gdn * H + h) * K * V : NULL;
+    const uint8_t *read = bytes == 2 ? (const uint8_t *)((const uint16_t *)(q->old_memory + floats) + (gdn * H + h) * K * V)
                                      : (const uint8_t *)memory;
 
-    if (!stays) memcpy(page.keys, q->old_rows + gdn * page_floats(m), (size_t)page_floats(m) * sizeof(float));
-    for (int64_t i = 0; i < W; i++) {
-        const int64_t t = T - W + i;
-        memcpy(q->tails + (gdn * W + i) * C, t >= 0 ? core + t * ldc : tail + (W + t) * C, (size_t)C * sizeof(float));
-    }
     for (int64_t start = 0; start < T;) {
         const int64_t first = (q->position + start) % PAGE;
         const int64_t count = T - start < PAGE - first ? T - start : PAGE - first;
-        float betas[PAGE * LARGEST_HEADS];
+        float betas[PAGE];
         for (int64_t t = 0; t < count; t++) {
             const float *row = core + (start + t) * ldc;
-            float *mix = s->conv + t * C;
+            float *mix = s->conv + t * ldv;
             const float *input[LARGEST_CONV];
             for (int64_t j = 0; j <= W; j++) {
                 const int64_t back = start + t + j - W;
                 input[j] = back >= 0 ? core + back * ldc : tail + (W + back) * C;
             }
-            for (int64_t c = 0; c < C; c += L) {
-                vf sum = {0};
-                for (int64_t j = 0; j <= W; j++)
-                    sum += load_part(input[j] + c, C - c) * load_part(taps + j * C + c, C - c);
-                store_part(mix + c, silu_of(sum), C - c);
-            }
-            for (int64_t h = 0; h < 2 * H; h++) {
-                float *part = mix + h * K;
-                const float factor = (h < H ? scale : 1.0f) / sqrtf(sum_of_squares(part, K, 0) + 1e-6f);
+            convolve(input, m->conv, taps, C, h * K, K, mix);
+            convolve(input, m->conv, taps, C, (H + h) * K, K, mix + K);
+            convolve(input, m->conv, taps, C, 2 * H * K + h * V, V, mix + 2 * K);
+            for (int64_t i = 0; i < 2; i++) {
+                float *part = mix + i * K;
+                const float factor = (i == 0 ? scale : 1.0f) / sqrtf(sum_of_squares(part, K, 0) + 1e-6f);
                 for (int64_t k = 0; k < K; k++) part[k] *= factor;
             }
+            memcpy(s->queries + t * K, mix + K, (size_t)K * sizeof(float));
+            memcpy(s->queries + (count + t) * K, mix, (size_t)K * sizeof(float));
             const float *a = row + C + H * V, *step = a + H;
-            for (int64_t h = 0; h < H; h++) {
-                page.decays[h * PAGE + first + t] = decay[h] * softplus(a[h] + dt[h]);
-                betas[t * H + h] = sigmoid(step[h]);
-            }
+            page.decays[h * PAGE + first + t] = decay * softplus(a[h] + dt);
+            betas[t] = sigmoid(step[h]);
         }
-        for (int64_t h = 0; h < H; h++) {
-            for (int64_t t = 0; t < count; t++) {
-                memcpy(s->queries + t * K, s->conv + t * C + (H + h) * K, (size_t)K * sizeof(float));
-                memcpy(s->queries + (count + t) * K, s->conv + t * C + h * K, (size_t)K * sizeof(float));
-            }
-            delta_rule(m, s, bytes, read + h * K * V * bytes, page, h, first, count, s->conv + 2 * H * K + h * V, C, betas + h,
-                       mixed + start * H * V + h * V, H * V);
-            if (first + count == PAGE)
-                rewrite(m, s, memory + h * K * V, page, h, target + h * K * V, halves ? halves + h * K * V : NULL);
-        }
+        delta_rule(m, s, bytes, read, page, h, first, count, s->conv + 2 * K, ldv, betas, mixed + start * H * V, H * V);
         if (first + count == PAGE) {
+            rewrite(m, s, memory, page, h, target, halves);
             memory = target;
             read = halves ? (const uint8_t *)halves : (const uint8_t *)target;
         }
         start += count;
     }
 
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t h = 0; h < H; h++) {
-            float *o = mixed + t * H * V + h * V;
-            const float *gate = core + t * ldc + C + h * V;
-            const float factor = 1.0f / sqrtf(sum_of_squares(o, V, 0) / (float)V + eps);
-            for (int64_t v = 0; v < V; v += L) {
-                vf normed = load_part(o + v, V - v) * factor * load_part(o_norm + v, V - v);
-                store_part(o + v, normed * silu_of(load_part(gate + v, V - v)), V - v);
-            }
+    for (int64_t t = 0; t < T; t++) {
+        float *o = mixed + t * H * V;
+        const float *gate = core + t * ldc + C + h * V;
+        const float factor = 1.0f / sqrtf(sum_of_squares(o, V, 0) / (float)V + eps);
+        for (int64_t v = 0; v < V; v += L) {
+            vf normed = load_part(o + v, V - v) * factor * load_part(o_norm + v, V - v);
+            store_part(o + v, normed * silu_of(load_part(gate + v, V - v)), V - v);
         }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------- attention */
@@ -255,9 +281,14 @@ static void turn(const Model *m, const uint8_t *weights, const Call *call, const
     }
 }
 
-/* qkv_floats rows of sequence b through causal attention of key/value head g into `mixed`; keys and values join the
+/* qkv_floats rows of one sequence through causal attention of one key/value head into `mixed`; keys and values join the
  * cache. The sequences' common prefix stays in the nearer caches if they take their turns head by head. */
-static void attend(const Model *m, const Call *call, int64_t gqa, int64_t g, int64_t b, const Scratch *s) {
+static void attend(const void *job, int64_t task, int64_t member) {
+    const Mixing *w = job;
+    const Model *m = w->m;
+    const Call *call = w->call;
+    const Scratch *s = w->s + member;
+    const int64_t g = task / call->batch, b = task % call->batch, gqa = w->index;
     const int64_t E = m->head_dim, shared = m->q_heads / m->kv_heads, ldq = qkv_floats(m), T = call->tokens;
     const Sequence *q = call->sequences + b;
     const int64_t lds = scores_floats(m), prefix = q->prefix;
@@ -312,14 +343,13 @@ static void add_rows(int64_t n, const float *restrict added, float *restrict x) 
     for (int64_t i = 0; i < n; i++) x[i] += added[i];
 }
 
-void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
+void FORWARD(const Model *m, const uint8_t *weights, const Call *call, Crew *crew) {
     const int64_t T = call->tokens, M = call->batch * T, D = m->width;
     const float *tokens = (const float *)(weights + m->tokens_table);
     const float *positions = (const float *)(weights + m->positions_table);
     const float logit_scale = ((const float *)(weights + m->reals))[1];
-    Scratch scratch;
-    carve(m, M, call->scratch, &scratch);
-    const Scratch *s = &scratch;
+    Scratch s[LARGEST_CREW];
+    for (int64_t i = 0; i < call->threads; i++) carve(m, M, call->scratch, i, s + i);
 
     for (int64_t r = 0; r < M; r++) {
         const float *token = tokens + call->ids[r] * D;
@@ -332,18 +362,20 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
         norm_rows(m, weights, mixer->norm_weight, mixer->norm_bias, M, s->x, s->normed);
         if (mixer->kind == GDN) {
             const int64_t ldi = round_up(m->inner, PANEL), width = m->heads * m->value;
-            multiply(weights, &mixer->in, M, s->normed, D, s->inner, ldi, s);
-            multiply(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s);
-            for (int64_t b = 0; b < call->batch; b++) gdn_core(m, weights, mixer, call, gdn, gdns, b, s);
-            multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s);
-            multiply(weights, &mixer->out, M, s->inner, ldi, s->added, added_floats(m), s);
+            multiply(weights, &mixer->in, M, s->normed, D, s->inner, ldi, s, crew);
+            multiply(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s, crew);
+            const Mixing job = {m, weights, mixer, call, gdn, gdns, s};
+            keep_rows(m, call, gdn, s);
+            p88_crew_share(crew, gdn_head, &job, call->batch * m->heads);
+            multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s, crew);
+            multiply(weights, &mixer->out, M, s->inner, ldi, s->added, added_floats(m), s, crew);
             gdn++;
         } else {
-            multiply(weights, &mixer->in, M, s->normed, D, s->core, qkv_floats(m), s);
+            multiply(weights, &mixer->in, M, s->normed, D, s->core, qkv_floats(m), s, crew);
             turn(m, weights, call, s);
-            for (int64_t g = 0; g < m->kv_heads; g++)
-                for (int64_t b = 0; b < call->batch; b++) attend(m, call, gqa, g, b, s);
-            multiply(weights, &mixer->out, M, s->mixed, D, s->added, added_floats(m), s);
+            const Mixing job = {m, weights, mixer, call, gqa, m->mixers - gdns, s};
+            p88_crew_share(crew, attend, &job, call->batch * m->kv_heads);
+            multiply(weights, &mixer->out, M, s->mixed, D, s->added, added_floats(m), s, crew);
             gqa++;
         }
         for (int64_t r = 0; r < M; r++) add_rows(D, s->added + r * added_floats(m), s->x + r * D);
@@ -354,7 +386,7 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call) {
         norm_rows(m, weights, m->final_weight, m->final_bias, 1, s->x + (each == 1 ? (r + 1) * T - 1 : r) * D,
                   s->normed + r * D);
     float *logits = s->logits;
-    multiply(weights, &m->head, call->batch * each, s->normed, D, logits, room, s);
+    multiply(weights, &m->head, call->batch * each, s->normed, D, logits, room, s, crew);
     for (int64_t r = 0; r < call->batch * each; r++)
         for (int64_t i = 0; i < m->vocabulary; i++)
             call->logits[r * m->vocabulary + i] = logits[r * room + i] * logit_scale;

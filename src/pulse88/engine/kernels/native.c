@@ -14,6 +14,7 @@
 
 enum { FLOATS, WORDS, BYTES }; /* forms of packed weights */
 enum { BASELINE, AVX2, AVX512, AVX512VNNI };
+enum { SHARED_ROWS = 4 }; /* from here on waking helpers costs less than they take over */
 
 /* Sizes that Python relies on; they must be what its side says. */
 EXPORT int64_t p88_size_of(int64_t what) {
@@ -143,9 +144,10 @@ EXPORT int p88_check(const int64_t *plan, int64_t count, int64_t bytes) {
 
 EXPORT int64_t p88_page_floats(const int64_t *plan) { return page_floats((const Model *)plan); }
 
-EXPORT int64_t p88_scratch_floats(const int64_t *plan, int64_t rows) {
+/* For some rows and threads, 1 or more. */
+EXPORT int64_t p88_scratch_floats(const int64_t *plan, int64_t rows, int64_t threads) {
     Scratch scratch;
-    return carve((const Model *)plan, rows, NULL, &scratch);
+    return carve((const Model *)plan, rows, NULL, threads - 1, &scratch);
 }
 
 /* One forward pass of a plan that p88_check has passed. Returns 0 if the call doesn't fit the plan. */
@@ -158,16 +160,21 @@ EXPORT int p88_forward(int kernel, const int64_t *plan, const uint8_t *weights, 
         if (q->prefix_capacity % KEYS || q->prefix_capacity < q->prefix) return 0;
         if (q->capacity % KEYS || q->capacity < q->position + call->tokens - q->prefix) return 0;
     }
-    if (call->scratch_floats < p88_scratch_floats(plan, call->batch * call->tokens)) return 0;
-    for (int64_t i = 0; i < call->batch * call->tokens; i++)
+    const int64_t rows = call->batch * call->tokens;
+    if (call->threads < 1 || call->threads > LARGEST_CREW || (call->crew && call->threads < p88_crew_size(call->crew)))
+        return 0;
+    if (call->scratch_floats < p88_scratch_floats(plan, rows, call->threads)) return 0;
+    for (int64_t i = 0; i < rows; i++)
         if (call->ids[i] < 0 || call->ids[i] >= m->vocabulary) return 0;
     if (!p88_runs(kernel)) return 0;
+    Crew *crew = rows >= SHARED_ROWS ? p88_crew_take(call->crew) : NULL;
 #if defined(__x86_64__)
-    if (kernel == AVX512VNNI) p88_forward_avx512vnni(m, weights, call);
-    else if (kernel == AVX512) p88_forward_avx512(m, weights, call);
-    else if (kernel == AVX2) p88_forward_avx2(m, weights, call);
+    if (kernel == AVX512VNNI) p88_forward_avx512vnni(m, weights, call, crew);
+    else if (kernel == AVX512) p88_forward_avx512(m, weights, call, crew);
+    else if (kernel == AVX2) p88_forward_avx2(m, weights, call, crew);
     else
 #endif
-        p88_forward_baseline(m, weights, call);
+        p88_forward_baseline(m, weights, call, crew);
+    p88_crew_give(crew);
     return 1;
 }

@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "crew.h"
+
 enum { PAGE = 16 };    /* tokens between two rewritings of a GDN memory; pages begin at multiples of it */
 enum { PANEL = 16 };   /* outputs side by side in packed weights */
 enum { GROUP = 4 };    /* panels that are packed together */
@@ -81,12 +83,14 @@ typedef struct {
     const Sequence *sequences; /* [B] */
     float *logits;  /* [B, 1 or T, vocabulary] */
     float *scratch; /* p88_scratch_floats, aligned to 64 bytes like everything else */
+    int64_t threads; /* that the scratch has room for, 1 to LARGEST_CREW */
+    Crew *crew; /* as many, or NULL */
 } Call;
 
 /* Bytes that the next weights are asked for in advance; 0 where the hardware does that better by itself. */
 extern int64_t p88_ahead;
 
-typedef void Forward(const Model *model, const uint8_t *weights, const Call *call);
+typedef void Forward(const Model *model, const uint8_t *weights, const Call *call, Crew *crew);
 extern Forward p88_forward_baseline, p88_forward_avx2, p88_forward_avx512, p88_forward_avx512vnni;
 
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -110,7 +114,7 @@ enum { TILE = 6 }; /* tokens whose attention is computed together */
 static inline int64_t added_floats(const Model *m) { return round_up(m->width, PANEL); }
 static inline int64_t scores_floats(const Model *m) { return round_up(m->positions, KEYS); }
 
-/* Intermediate results of one call. */
+/* Intermediate results of one call; from `wide` on of one thread. */
 typedef struct {
     float *x, *normed; /* [M, D] */
     float *inner;      /* [M, I] */
@@ -120,7 +124,7 @@ typedef struct {
     float *logits;     /* [M, vocabulary] */
     float *unmixed;    /* [M, largest cols and 48]: see unmix, halve */
     float *wide;       /* [DEPTH, GROUP * PANEL]: int8 weights as floats */
-    float *conv;       /* [PAGE, C]: one sequence's q, k and v */
+    float *conv;       /* [PAGE, 2 * K + V]: one head's q, k and v */
     float *queries;    /* [2 * PAGE, K]: one head's keys, then its queries */
     float *recalled;   /* [2 * PAGE, V]: the same times the memory */
     float *shares;     /* [2 or K, PAGE] */
@@ -131,21 +135,14 @@ typedef struct {
 
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Lays the intermediate results of M rows out from `base` on; returns how many floats they take. */
-static inline int64_t carve(const Model *m, int64_t rows, float *base, Scratch *s) {
-    const int64_t D = m->width, HV = m->heads * m->value, tile = TILE * (m->q_heads / m->kv_heads);
-    int64_t used = 0;
 #define TAKE(field, floats) (s->field = base ? base + used : base, used += round_up(floats, 16))
-    TAKE(x, rows * D);
-    TAKE(normed, rows * D);
-    TAKE(inner, rows * round_up(m->inner, PANEL));
-    TAKE(core, rows * larger(core_floats(m), qkv_floats(m)));
-    TAKE(mixed, rows * larger(HV, D));
-    TAKE(added, rows * added_floats(m));
-    TAKE(logits, rows * round_up(m->vocabulary, PANEL));
-    TAKE(unmixed, rows * (larger(larger(D, m->inner), HV) + 48));
+
+/* Lays out what each thread has for itself; returns how many floats that takes. */
+static inline int64_t carve_own(const Model *m, float *base, Scratch *s) {
+    const int64_t tile = TILE * (m->q_heads / m->kv_heads);
+    int64_t used = 0;
     TAKE(wide, DEPTH * GROUP * PANEL);
-    TAKE(conv, PAGE * channels(m));
+    TAKE(conv, PAGE * (2 * m->key + m->value));
     TAKE(queries, 2 * PAGE * m->key);
     TAKE(recalled, 2 * PAGE * m->value);
     TAKE(shares, larger(2, m->key) * PAGE);
@@ -153,8 +150,24 @@ static inline int64_t carve(const Model *m, int64_t rows, float *base, Scratch *
     TAKE(tile_in, tile * m->head_dim);
     TAKE(tile_out, tile * m->head_dim);
     TAKE(scores, tile * scores_floats(m));
-#undef TAKE
     return used;
 }
+
+/* Lays the intermediate results of M rows out from `base` on, as one of some threads has them; returns how many floats
+ * they take together with those of the threads before it. */
+static inline int64_t carve(const Model *m, int64_t rows, float *base, int64_t thread, Scratch *s) {
+    int64_t used = 0;
+    TAKE(x, rows * m->width);
+    TAKE(normed, rows * m->width);
+    TAKE(inner, rows * round_up(m->inner, PANEL));
+    TAKE(core, rows * larger(core_floats(m), qkv_floats(m)));
+    TAKE(mixed, rows * larger(m->heads * m->value, m->width));
+    TAKE(added, rows * added_floats(m));
+    TAKE(logits, rows * round_up(m->vocabulary, PANEL));
+    TAKE(unmixed, rows * (larger(larger(m->width, m->inner), m->heads * m->value) + 48));
+    used += thread * carve_own(m, NULL, s);
+    return used + carve_own(m, base ? base + used : base, s);
+}
+#undef TAKE
 
 #endif

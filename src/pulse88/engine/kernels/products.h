@@ -211,6 +211,7 @@ static inline void keep(int64_t bytes, uint8_t *kept, int64_t index, float value
     else ((float *)kept)[index] = value;
 }
 
+#if !defined(VNNI)
 /* Packed int8: a 32-bit word is the sum of an output's next four inputs q0 + 2^8 q1 + 2^16 q2 + 2^24 q3. Shifted left
  * it is, as a float and in units of 2^24: q0, q1 + q0/2^8, q2 + q1/2^8 + q0/2^16, and q3 + q2/2^8 and so on. No bits are
  * masked out: the activations make up for the lower terms (see unmix), and the outputs' scales for the unit. */
@@ -292,7 +293,7 @@ static void few_rows(int64_t rows, int64_t panels, const float *x, int64_t ldx, 
     }
 }
 
-#if defined(VNNI)
+#else
 /* ------------------------------------------------------------------------------- products of bytes, summed exactly */
 
 enum { AT_ONCE = 3 }; /* rows whose sums fit the registers */
@@ -391,65 +392,77 @@ INLINE void group_halves(const int M, int64_t panels, const uint8_t *x, int64_t 
     }
 }
 
-static void multiply_int8(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx,
-                          float *y, int64_t ldy, const Scratch *s) {
-    const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols, each = halves_bytes(k_size);
-    const uint8_t *w = weights + matrix->data;
-    uint8_t *halves = (uint8_t *)s->unmixed;
-    for (int64_t m = 0; m < rows; m++) halve(x + m * ldx, k_size, halves + m * each);
-    for (int64_t done = 0; done < panels; done += GROUP) {
-        const int64_t some = panels - done < GROUP ? panels - done : GROUP;
-        const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
-        const uint8_t *from = halves, *next = w + p88_ahead;
-        float *target = y + done * PANEL;
-        int64_t left = rows;
-        for (; left > 0; left -= AT_ONCE, from += AT_ONCE * each, target += AT_ONCE * ldy) {
-            if (left >= 3) group_halves(3, some, from, each, w, k_size, scale, next, target, ldy);
-            else if (left == 2) group_halves(2, some, from, each, w, k_size, scale, next, target, ldy);
-            else group_halves(1, some, from, each, w, k_size, scale, next, target, ldy);
-        }
-        w += k_size * some * PANEL;
+/* Of one group of panels. */
+static void multiply_halves(int64_t rows, int64_t some, const uint8_t *halves, int64_t each, const uint8_t *w,
+                            int64_t k_size, const float *scale, float *y, int64_t ldy) {
+    const uint8_t *next = w + p88_ahead;
+    for (; rows > 0; rows -= AT_ONCE, halves += AT_ONCE * each, y += AT_ONCE * ldy) {
+        if (rows >= 3) group_halves(3, some, halves, each, w, k_size, scale, next, y, ldy);
+        else if (rows == 2) group_halves(2, some, halves, each, w, k_size, scale, next, y, ldy);
+        else group_halves(1, some, halves, each, w, k_size, scale, next, y, ldy);
     }
 }
 #endif
 
-/* y = x times the matrix's rows. y's rows have room for a whole number of panels. */
-static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
-                     int64_t ldy, const Scratch *s) {
-    const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols;
-    const uint8_t *w = weights + matrix->data;
-#if defined(VNNI)
-    if (matrix->scale >= 0) {
-        multiply_int8(weights, matrix, rows, x, ldx, y, ldy, s);
+typedef struct {
+    const uint8_t *weights;
+    const Matrix *matrix;
+    int64_t rows, ldx, ldy;
+    const float *x; /* or what the kernel made of it for int8 weights */
+    float *y;
+    const Scratch *s; /* [threads] */
+} Product;
+
+/* One group of panels of a product. */
+static void multiply_group(const void *job, int64_t group, int64_t member) {
+    const Product *p = job;
+    const Matrix *matrix = p->matrix;
+    const int64_t panels = round_up(matrix->rows, PANEL) / PANEL, k_size = matrix->cols, done = group * GROUP;
+    const int64_t some = panels - done < GROUP ? panels - done : GROUP, columns = some * PANEL;
+    const int64_t rows = p->rows, ldx = p->ldx, ldy = p->ldy, size = matrix->scale < 0 ? 4 : 1;
+    const uint8_t *w = p->weights + matrix->data + size * k_size * done * PANEL;
+    const float *x = p->x, *scale = (const float *)(p->weights + matrix->scale) + done * PANEL;
+    float *target = p->y + done * PANEL, *wide = p->s[member].wide;
+    if (matrix->scale < 0) {
+        product(rows, x, ldx, (const float *)w, columns, k_size, target, ldy, columns);
         return;
     }
+#if defined(VNNI)
+    (void)wide;
+    multiply_halves(rows, some, (const uint8_t *)x, ldx, w, k_size, scale, target, ldy);
+#else
+    if (rows <= FEW_ROWS) {
+        few_rows(rows, some, x, ldx, w, k_size, scale, target, ldy);
+        return;
+    }
+    for (int64_t k = 0; k < k_size; k += DEPTH) {
+        const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
+        widen_part(w + k * columns, depth, columns, wide);
+        add_product(k > 0, rows, x + k, ldx, wide, columns, depth, target, ldy, columns);
+    }
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t n = 0; n < columns; n += L)
+            store(target + m * ldy + n, load(target + m * ldy + n) * load(scale + n));
 #endif
+}
+
+/* y = x times the matrix's rows. y's rows have room for a whole number of panels. */
+static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
+                     int64_t ldy, const Scratch *s, Crew *crew) {
+    const int64_t k_size = matrix->cols;
     if (matrix->scale >= 0) {
+#if defined(VNNI)
+        uint8_t *halves = (uint8_t *)s->unmixed;
+        const int64_t each = halves_bytes(k_size);
+        for (int64_t m = 0; m < rows; m++) halve(x + m * ldx, k_size, halves + m * each);
+        ldx = each;
+#else
         for (int64_t m = 0; m < rows; m++) unmix(x + m * ldx, k_size, s->unmixed + m * k_size);
-        x = s->unmixed;
         ldx = k_size;
+#endif
+        x = s->unmixed;
     }
-    for (int64_t done = 0; done < panels; done += GROUP) {
-        const int64_t some = panels - done < GROUP ? panels - done : GROUP, columns = some * PANEL;
-        float *target = y + done * PANEL;
-        if (matrix->scale < 0) {
-            product(rows, x, ldx, (const float *)w, columns, k_size, target, ldy, columns);
-            w += 4 * k_size * columns;
-            continue;
-        }
-        const float *scale = (const float *)(weights + matrix->scale) + done * PANEL;
-        if (rows <= FEW_ROWS) {
-            few_rows(rows, some, x, ldx, w, k_size, scale, target, ldy);
-        } else {
-            for (int64_t k = 0; k < k_size; k += DEPTH) {
-                const int64_t depth = k_size - k < DEPTH ? k_size - k : DEPTH;
-                widen_part(w + k * columns, depth, columns, s->wide);
-                add_product(k > 0, rows, x + k, ldx, s->wide, columns, depth, target, ldy, columns);
-            }
-            for (int64_t m = 0; m < rows; m++)
-                for (int64_t n = 0; n < columns; n += L)
-                    store(target + m * ldy + n, load(target + m * ldy + n) * load(scale + n));
-        }
-        w += k_size * columns;
-    }
+    const Product job = {weights, matrix, rows, ldx, ldy, x, y, s};
+    const int64_t groups = round_up(matrix->rows, GROUP * PANEL) / (GROUP * PANEL);
+    p88_crew_share(crew, multiply_group, &job, groups);
 }
