@@ -214,7 +214,8 @@ def explore(name: str, target: Target, seconds: float, folder: Path) -> None:
         (inputs / f"seed-{number}").write_bytes(data)
     most = max(4096, 2 * max(map(len, target.seeds)))
     flags = [f"-max_total_time={seconds:.0f}", f"-max_len={most}", f"-timeout={STUCK}", "-rss_limit_mb=4096"]
-    flags += ["-cross_over=0"] if target.form else []  # it puts halves together that don't fit
+    # Crossing puts halves together that don't fit, and of five damages at once one is refused and hides the others.
+    flags += ["-cross_over=0", "-mutate_depth=1"] if target.form else []
     atheris.Setup([sys.argv[0], *flags, str(inputs)], feed, custom_mutator=mutator)
     signal.signal(signal.SIGPROF, on_alarm)
     atheris.Fuzz()
