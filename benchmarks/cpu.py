@@ -50,6 +50,7 @@ SHORT, LONG, FAR, SEED = 512, 1920, 8000, 512  # tokens of context at which deco
 TURN = (1024, 1536, 2008)  # positions at which a turn of rolling on is timed, each for 32 tokens
 NOTES = 600  # of the timed minute of dense music, ten a second
 BATCHES = (4, 16)
+THREADS = (1, 2, 4)  # of the native engine, as far as there are cores
 LIBRARIES = ("numpy", "torch", "transformers")
 CHILD = "--first-note"
 
@@ -225,6 +226,28 @@ def measure(chosen: dict[str, Any], rounds: int) -> dict[tuple[str, str], list[t
             clock("whole context", "long", 1, partial(prefill, BASE, LONG))
         print(f"round {turn + 1} of {rounds}", file=sys.stderr)
     return times
+
+
+def with_threads(int8: Path, rounds: int) -> dict[int, tuple[float, float]]:
+    """Seconds by the clock of a prefill and of a step of the largest batch, by threads; medians of rounds in turn.
+
+    Threads need cores of their own, and CPU time doesn't tell what they save.
+    """
+    ids_BT = np.random.default_rng(0).integers(0, 168, (1, SEED))
+    weights = read(int8)
+    spent: dict[int, list[tuple[float, float]]] = {}
+    chosen = {n: engines.load(weights, "native", threads=n) for n in THREADS if n <= (os.cpu_count() or 1)}
+    for turn in range(rounds + 1):
+        for threads, engine in chosen.items():
+            began = time.perf_counter()
+            _, state = engine.forward(ids_BT, engine.zero_state(), last_only=True)
+            read_at = time.perf_counter()
+            state = engine.fork(state, BATCHES[-1])
+            for _ in range(16):
+                _, state = engine.forward(np.repeat(ids_BT[:, :1], BATCHES[-1], axis=0), state, last_only=True)
+            if turn:  # The first belongs to no round.
+                spent.setdefault(threads, []).append((read_at - began, (time.perf_counter() - read_at) / 16))
+    return {n: (median(a for a, _ in found), median(b for _, b in found)) for n, found in spent.items()}
 
 
 # ---------------------------------------------------------------- one process an engine
@@ -421,6 +444,7 @@ def main() -> None:
         played = commands(int8, Path(folder), options.rounds)
         load_before = os.getloadavg()[0]
         times = measure({name: MAKERS[name](int8, fp32) for name in names}, options.rounds)
+        shared = with_threads(int8, options.rounds) if "native int8" in names else {}
     kernel = kernels()[-1] if not missing("native int8") else "-"
     print(f"{processor()}, one thread; native kernel {kernel}; Python {platform.python_version()}, ", end="")
     print(
@@ -431,7 +455,13 @@ def main() -> None:
     report(times, starts, [*names, *(["whole context"] if (BASE, "short") in times else [])])
     print(f"\n`pulse88 continue`, {SEED // EVENT_TOKENS} notes read, MIDI written:", end=" ")
     first, minute = (f"{cpu:.2f} s of CPU time, {wall:.2f} s by the clock" for cpu, wall in played.values())
-    print(f"one new note {first}; {NOTES} new notes, a dense minute, {minute}.")
+    print(f"one new note {first}; {NOTES} new notes, a dense minute, {minute}.\n")
+    if shared:
+        print(row(["native int8, by the clock", *(f"{n} thread{'s' * (n > 1)}" for n in shared)]))
+        print(row(["---"] + ["---:"] * len(shared)))
+        print(row([f"prefill of {SEED}, s", *(f"{prefill:.2f}" for prefill, _ in shared.values())]))
+        steps = (f"{BATCHES[-1] / step:.0f}" for _, step in shared.values())
+        print(row([f"tokens/s, batch {BATCHES[-1]}", *steps]) + "\n")
     own, needed = package_megabytes() + sizes[0], required("pulse88")
     print(f"Installed: {installed_megabytes(*needed) + own:.0f} MB with the weights ({sizes[0]:.0f} MB), a", end=" ")
     print(f"soundfont and all dependencies; with torch {installed_megabytes(*needed, 'torch') + own:.0f} MB.")
