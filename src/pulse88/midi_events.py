@@ -406,16 +406,17 @@ def _decode(data: bytes, form: int, division: int, walks: list[_Walk], damage: l
         at = clock[[first + row[0] for row in walk.metas]].tolist() if walk.metas else []
         metas += (Meta(index, when, kind, data[a:b]) for when, (_, kind, a, b) in zip(at, walk.metas, strict=True))
         first += len(walk.starts)
-    clipped = int((data2 > 127).sum())
-    if clipped:
+    if data2.max(initial=0) > 127:
+        clipped = int((data2 > 127).sum())
         damage.append(f"{clipped} velocities or controller values above 127, taken as 127")
-    wrong = data1 > 127
-    if wrong.any():
+        data2 = np.minimum(data2, 127)
+    if data1.max(initial=0) > 127:
+        wrong = data1 > 127
         damage.append(f"{int(wrong.sum())} messages with a key, controller or program above 127, left out")
         keep = ~wrong
         track, tick = track[keep], tick[keep]
         status, data1, data2 = status[keep], data1[keep], data2[keep]
-    return Events(form, division, track, tick, status, data1, np.minimum(data2, 127), metas, last, damage)
+    return Events(form, division, track, tick, status, data1, data2, metas, last, damage)
 
 
 def _messages(padded: bytes, start: Ints, counts: Ints) -> sequential.Messages:

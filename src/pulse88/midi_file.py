@@ -186,19 +186,21 @@ def _read(events: Events) -> Reading:
     others = tuple(sorted(Counter(program[is_other].tolist()).items()))
     if not piano.any():
         raise MidiError(_no_piano(int(is_drum.sum()), others, events))
-    strike, release, unended = strike[piano], release[piano], unended[piano]
+    if not piano.all():
+        strike, release, unended = strike[piano], release[piano], unended[piano]
 
     onset = clock.seconds(events.tick[strike])
     duration = clock.seconds(release) - onset
-    duration = np.where(unended, np.minimum(duration, LONGEST_UNENDED), duration)
+    duration[unended] = np.minimum(duration[unended], LONGEST_UNENDED)
     is_empty = duration <= 0
-    duration = np.where(is_empty, SHORTEST, duration)
+    duration[is_empty] = SHORTEST
 
     part_of_lane = np.full(tracks * 16, -1)
     lanes = np.flatnonzero(np.bincount(lane[strike], minlength=tracks * 16))
     part_of_lane[lanes] = np.minimum(np.arange(len(lanes)), MAX_PARTS - 1)
     is_pedal = ((events.status & 0xF0) == 0xB0) & (events.data1 == 64)
-    pedal = np.flatnonzero(is_pedal & (part_of_lane[lane] >= 0))
+    pedal = np.flatnonzero(is_pedal)
+    pedal = pedal[part_of_lane[lane[pedal]] >= 0]
     performance = Performance(
         onset=onset,
         duration=duration,

@@ -286,12 +286,16 @@ def _changes_shifted(changes: tuple[Change, ...], seconds: float) -> tuple[Chang
 
 def _seconds(what: str, name: str, values: ArrayLike) -> Floats:
     seconds = np.asarray(values, np.float64)
+    if len(seconds) and seconds.min() >= 0 and seconds.max() < math.inf:
+        return seconds
     _refuse(what, name, seconds, ~(np.isfinite(seconds) & (seconds >= 0)), "finite seconds >= 0")
     return seconds
 
 
 def _whole(what: str, name: str, values: ArrayLike, lowest: int, highest: int) -> Bytes:
     numbers = np.asarray(values)
+    if numbers.dtype == np.uint8 and len(numbers) and lowest <= numbers.min() and numbers.max() <= highest:
+        return numbers
     bad = (numbers < lowest) | (numbers > highest)
     if numbers.dtype.kind == "f":
         bad |= numbers != np.trunc(numbers)

@@ -12,7 +12,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { VERSION = 2, LONGEST_DELTA = 4, PITCHES = 128, FEW = 64 };
+enum { VERSION = 3, LONGEST_DELTA = 4, PITCHES = 128, FEW = 64 };
 
 EXPORT int64_t p88_sequential_version(void) { return VERSION; }
 
@@ -326,6 +326,15 @@ EXPORT void p88_seconds(const int64_t *ticks, int64_t count, const int64_t *star
         }
         volatile double since = (double)(tick - starts[at]) * (double)microseconds[at]; /* rounded before it is added */
         seconds[i] = (passed[at] + since) / unit;
+    }
+}
+
+/* Of each time, how many of the ascending `midpoints` are not above it; all of them for what is no number, as numpy. */
+EXPORT void p88_nearest(const double *seconds, const double *midpoints, int64_t count, int64_t bins, int64_t *nearest) {
+    for (int64_t i = 0; i < count; i++) {
+        int64_t found = 0;
+        for (int64_t k = 0; k < bins; k++) found += !(midpoints[k] > seconds[i]);
+        nearest[i] = found;
     }
 }
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2  # of the functions, so that a library of other sources isn't used
+VERSION = 3  # of the functions, so that a library of other sources isn't used
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -52,6 +52,7 @@ def library() -> ctypes.CDLL | None:
     opened.p88_shingles.argtypes = [pointer, i64, i64, ctypes.c_uint64, ctypes.c_uint32, i64, pointer]
     opened.p88_carry.restype = None
     opened.p88_carry.argtypes = [pointer, i64, pointer, i64, *[ctypes.c_double] * 5, pointer]
+    opened.p88_nearest.restype, opened.p88_nearest.argtypes = None, [pointer, pointer, i64, i64, pointer]
     opened.p88_seconds.restype = None
     opened.p88_seconds.argtypes = [pointer, i64, *[pointer] * 3, i64, ctypes.c_double, pointer]
     opened.p88_chord_order.restype, opened.p88_chord_order.argtypes = i64, [*[pointer] * 3, i64, pointer, pointer]
@@ -76,6 +77,13 @@ def chord_order(
     arrays = [np.ascontiguousarray(array) for array in (bins, pitch, duration)]
     done = compiled.p88_chord_order(*_addresses(arrays), len(bins), *_addresses((order, is_strike)))
     return (order, is_strike) if done else None
+
+
+def nearest(compiled: ctypes.CDLL, seconds: Floats, midpoints: Floats) -> Ints:
+    """[N] how many of the ascending midpoints are not above each."""
+    seconds, result = np.ascontiguousarray(seconds), np.empty(len(seconds), np.int64)
+    compiled.p88_nearest(*_addresses((seconds, midpoints)), len(seconds), len(midpoints), result.ctypes.data)
+    return result
 
 
 def carry(compiled: ctypes.CDLL, delta: Floats, bins: Floats, limits: tuple[float, ...], nearest: Ints) -> Ints:

@@ -98,19 +98,23 @@ class Tokenizer:
             first = f", at {onset[0]} s" if len(kept) else ""
             raise ValueError(f"origin {origin} s is not a time before the first note{first}")
 
-        delta = np.diff(onset, prepend=onset[:1] if origin is None else origin)
+        delta = np.empty(len(onset))
+        delta[1:] = onset[1:] - onset[:-1]
+        delta[:1] = 0.0 if origin is None else onset[:1] - origin
         delta_bin = self.delta_bins(delta)
         order, is_strike = _chord_order(delta_bin, pitch, duration)
         # A delta belongs to its place in time, whichever note of the chord comes there. A chord's first place is
         # always a strike, and the deltas of all others are 0.
-        delta_bin, order = delta_bin[is_strike], order[is_strike]
-        events = np.empty((len(order), EVENT_TOKENS), np.uint8)
+        if not is_strike.all():
+            delta_bin, order = delta_bin[is_strike], order[is_strike]
+        writes_eos = ends and (len(order) > 0 or not begins)
+        ids = np.full(begins + EVENT_TOKENS * len(order) + writes_eos, EOS, np.uint8)
+        ids[:begins] = BOS
+        events = ids[begins : len(ids) - writes_eos].reshape(-1, EVENT_TOKENS)  # a view
         events[:, Slot.DELTA] = BLOCKS[Slot.DELTA].start + delta_bin
         events[:, Slot.PITCH] = BLOCKS[Slot.PITCH].start - LOWEST_PITCH + pitch[order]
         events[:, Slot.DURATION] = BLOCKS[Slot.DURATION].start + self.grid.nearest(Slot.DURATION, duration[order])
         events[:, Slot.VELOCITY] = _VELOCITY_IDS[velocity[order]]
-        writes_eos = ends and (len(events) > 0 or not begins)
-        ids = np.concatenate(([BOS] * begins, events.ravel(), [EOS] * writes_eos)).astype(np.uint8)
         report = EncodingReport(
             notes=len(performance),
             out_of_range=len(performance) - len(kept),

@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pulse88 import sequential
+
 
 class Slot(IntEnum):
     """The four slots of an event, in their order."""
@@ -119,7 +121,10 @@ class TimeGrid:
 
         What is out of range is clamped.
         """
-        return np.searchsorted(self._midpoints[slot], np.asarray(seconds, np.float64), side="right")
+        times, midpoints = np.asarray(seconds, np.float64), self._midpoints[slot]
+        if times.ndim == 1 and (compiled := sequential.library()):
+            return sequential.nearest(compiled, times, midpoints)
+        return np.searchsorted(midpoints, times, side="right")
 
     def seconds(self, slot: Slot, index: ArrayLike) -> NDArray[np.float64]:
         """Seconds of bins of DELTA or DURATION given by index (not id)."""
