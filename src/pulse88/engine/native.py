@@ -93,7 +93,7 @@ class NativeEngine:
         self, ids: ArrayLike, state: NativeState, *, last_only: bool = False
     ) -> tuple[NDArray[np.float32], NativeState]:
         self._own(state)
-        ids_BT = np.ascontiguousarray(checked_ids(ids, state, self.config), np.int64)
+        ids_BT = checked_ids(ids, state, self.config)
         tokens, step = ids_BT.shape[1], max(1, ROWS // state.batch)
         logits: list[Floats] = []
         for start in range(0, tokens, step):

@@ -88,10 +88,10 @@ class Rows:
         return Rows(np.repeat(self.view(), count, axis=1), Claims(self.length, self.length), self.length)
 
 
-def checked_ids(ids: ArrayLike, state: State, config: ModelConfig) -> NDArray[np.intp]:
+def checked_ids(ids: ArrayLike, state: State, config: ModelConfig) -> NDArray[np.int64]:
     """Ids [B, T] as indices; ValueError if they don't fit the vocabulary, the state or the positions that are left."""
     ids_BT = np.asarray(ids)
-    if ids_BT.ndim != 2 or not np.issubdtype(ids_BT.dtype, np.integer):
+    if ids_BT.ndim != 2 or ids_BT.dtype.kind not in "iu":
         raise ValueError(f"ids must be whole numbers [batch, tokens], not {ids_BT.dtype} of shape {list(ids_BT.shape)}")
     batch, tokens = ids_BT.shape
     if batch != state.batch:
@@ -102,9 +102,10 @@ def checked_ids(ids: ArrayLike, state: State, config: ModelConfig) -> NDArray[np
         raise ValueError(
             f"{state.position} tokens seen and {tokens} more pass the model's {config.max_positions} positions"
         )
-    if ids_BT.min() < 0 or ids_BT.max() >= config.vocab_size:
+    checked_BT = ids_BT.astype(np.int64, copy=False)
+    if checked_BT.view(np.uint64).max() >= config.vocab_size:  # Negative ones are the largest there.
         raise ValueError(f"ids from {ids_BT.min()} to {ids_BT.max()} pass the vocabulary of {config.vocab_size}")
-    return ids_BT.astype(np.intp, copy=False)
+    return checked_BT
 
 
 def checked_count(state: State, count: int) -> int:
