@@ -97,6 +97,14 @@ def test_all_outputs_and_takes(weights: Path, folder: Path) -> None:
     assert (folder / "one.mid").read_bytes() == (folder / "deep/x-take1.mid").read_bytes()
 
 
+def test_threads_change_no_byte(weights: Path, folder: Path) -> None:
+    asked = ("continue", "seed.mid", "--weights", weights, "--notes", "6", "--random-seed", "3", "--takes", "4")
+    good(*asked, "-o", "one.mid")
+    good(*asked, "-o", "two.mid", "--threads", "2")
+    for take in range(1, 5):
+        assert (folder / f"one-take{take}.mid").read_bytes() == (folder / f"two-take{take}.mid").read_bytes()
+
+
 def test_only_new_leaves_the_seed_out(weights: Path, folder: Path) -> None:
     good("continue", "seed.mid", "--only-new", "--notes", "9", "--weights", weights, "--png", "a.png", "--wav", "a.wav")
     assert len(midi_file.read(folder / "seed-continued.mid").performance) == 9

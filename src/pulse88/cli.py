@@ -87,6 +87,13 @@ main.add_command(cli_listen.listen_results)
 @field_option(ContinueConfig, "until_end", is_flag=True)
 @evidence_options
 @model_options
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Threads of the native engine, for the seed and for several takes; the music stays the same.",
+)
 @verbose_option
 def continue_(
     seed: Path,
@@ -105,6 +112,7 @@ def continue_(
     weights: Path | None,
     adapter: Path | None,
     engine: str,
+    threads: int,
     verbose: bool,
     **asked: Any,
 ) -> None:
@@ -127,7 +135,7 @@ def continue_(
     _check_outputs(seed, outputs)
     log_if(verbose)
     evidence.warn()
-    playings = _continuer(weights, adapter, engine, verbose).begin(seed, config, sampling, steering)
+    playings = _continuer(weights, adapter, engine, verbose, threads).begin(seed, config, sampling, steering)
     say(verbose, *playings[0].remarks)
     paths_of = iter(outputs)
     candidates: list[Continuation] = []
@@ -295,10 +303,10 @@ def info(weights: Path | None, adapter: Path | None, engine: str) -> None:
         click.echo(f"{name:<11s} {value}")
 
 
-def _continuer(weights: Path | None, adapter: Path | None, engine: str, verbose: bool) -> Continuer:
+def _continuer(weights: Path | None, adapter: Path | None, engine: str, verbose: bool, threads: int = 1) -> Continuer:
     from pulse88.continuation import Continuer
 
-    continuer = Continuer(weights, engine, adapter)
+    continuer = Continuer(weights, engine, adapter, threads=threads)
     say(verbose, f"weights {continuer.weights.path or f'with {adapter}'}, engine {continuer.engine.name}")
     return continuer
 

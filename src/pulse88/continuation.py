@@ -52,8 +52,10 @@ class Continuer:
         weights: str | Path | Weights | None = None,
         engine_name: str = "auto",
         adapter: str | Path | None = None,
+        *,
+        threads: int = 1,
     ) -> None:
-        """`adapter` is a file that `pulse88 finetune` made of these weights.
+        """`adapter` is a file that `pulse88 finetune` made of these weights; see `engine.load` for `threads`.
 
         Errors: FileNotFoundError, WeightsError or AdapterError (ValueErrors), ValueError for an unknown engine.
         """
@@ -63,7 +65,7 @@ class Continuer:
                 raise FileNotFoundError(f"{path}: there is no such weights file: check --weights, or leave it out")
             weights = read_weights(path)
         self.weights = adapted(weights, read_adapter(adapter)) if adapter else weights
-        self.engine = engine.load(self.weights, engine_name)
+        self.engine = engine.load(self.weights, engine_name, threads=threads)
         self.tokenizer = Tokenizer(self.weights.grid)
 
     def continue_(
