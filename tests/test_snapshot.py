@@ -179,6 +179,7 @@ def test_a_forgery_that_changes_nothing_is_taken() -> None:
         ({"keep": 64}, "64 events"),
         ({"sampling": {}}, "sampling's settings"),
         ({"sampling": {"temperature": -1, "top_p": 1, "top_k": 0, "min_p": 0}}, "temperature"),
+        ({"sampling": {"temperature": 1, "top_p": 1, "top_k": 0.5, "min_p": 0}}, "top_k must be a whole number"),
         ({"sampling": {"temperature": "1", "top_p": 1, "top_k": 0, "min_p": 0}}, "not supported"),
     ],
 )

@@ -104,6 +104,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.temperature <= 100, f"temperature must be in [0, 100], not {self.temperature}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
+        # A file may say 0.5.
+        _require(hasattr(self.top_k, "__index__"), f"top_k must be a whole number, not {self.top_k!r}")
         _require(self.top_k >= 0, f"top_k must be 0 or more, not {self.top_k}")
         _require(0 <= self.min_p < 1, f"min_p must be in [0, 1), not {self.min_p}")
 
