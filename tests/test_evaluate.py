@@ -18,6 +18,8 @@ from pulse88.batches import TokenCorpus  # noqa: E402
 from pulse88.checkpoint import load_model  # noqa: E402
 from pulse88.cli import main  # noqa: E402
 from pulse88.config import TINY  # noqa: E402
+from pulse88.engine.adapter import write_adapter  # noqa: E402
+from pulse88.engine.layout import initial_shapes  # noqa: E402
 from pulse88.engine.weights import Weights, metadata_of, random_tensors, read, save  # noqa: E402
 from pulse88.engine_score import bits_of_events, engine_score  # noqa: E402
 from pulse88.evaluate import likelihood, torch_score  # noqa: E402
@@ -211,6 +213,23 @@ def test_the_command_measures_weights_on_prepared_data(tmp_path: Path) -> None:
         assert told.exit_code == 0, told.output
         assert f"2 pieces, 70 notes of validation, engine {engine}" in told.output
         assert f"{chosen:8.3f} bits a note" in told.output
+
+
+def test_the_command_measures_weights_with_an_adapter(tmp_path: Path) -> None:
+    write_data(tmp_path, a_corpus((30,)), FINE)
+    save(tmp_path / "w.safetensors", random_tensors(TINY, 0), metadata_of(TINY, FINE))
+    chance, base = np.random.default_rng(1), read(tmp_path / "w.safetensors")
+    states = {name: chance.standard_normal(shape, np.float32) for name, shape in initial_shapes(TINY).items()}
+    write_adapter(tmp_path / "a.safetensors", "initial-state", base, states, {})
+    asked = ["evaluate", "--data", str(tmp_path), "--weights", str(tmp_path / "w.safetensors"), "--engine"]
+    told = []
+    for engine in ("torch", "numpy"):
+        for adapter in ([], ["--adapter", str(tmp_path / "a.safetensors")]):
+            found = CliRunner().invoke(main, [*asked, engine, *adapter])
+            assert found.exit_code == 0, found.output
+            told.append(found.output.splitlines()[1])
+    assert told[:2] == told[2:]
+    assert told[0] != told[1]
 
 
 def test_the_command_refuses_data_on_another_grid(tmp_path: Path) -> None:
