@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors.numpy import save as serialise
 
 from fuzz_forms import (
     Form,
@@ -32,11 +33,17 @@ from pulse88.config import TINY, SamplingConfig
 from pulse88.continuation import Continuer, provenance_of
 from pulse88.engine import weights as weights_file
 from pulse88.engine.adapter import adapted, read_adapter, write_adapter
+from pulse88.engine.weights import in_order
 from pulse88.overlap_index import OverlapIndex, build
 from pulse88.provenance import MARK
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import BOS, FINE, SIZE
 
+PUBLISHED_TINY = {
+    **{"vocab_size": 171, "d_model": 32, "n_layers": 3, "max_sequence_length": 256, "dropout": 0.1},
+    **{"attention_dropout": 0.1, "tie_embeddings": True, "embedding_init_std": 0.02, "output_logit_scale": None},
+    **{"gdn_inner_dim": 16, "gdn_num_heads": 2, "gqa_num_heads": 4, "gqa_groups": 2, "attention_every_n_layers": 2},
+}
 Feed = Callable[[bytes], object]
 MODULE = "layers.0.gdn1.in_proj"
 
@@ -110,6 +117,11 @@ def targets(folder: Path, corpus: Path | None) -> dict[str, Callable[[], Target]
             return found.forward([[BOS, 3]], found.zero_state())
 
         seeds = [saved(name, int8).read_bytes()]
+        if not int8:  # as the original publishes them, with its metadata and without any
+            found: Any = weights_file.random_tensors(TINY, 0)
+            seeds += [
+                in_order(serialise(found, about)) for about in ({"model_config": json.dumps(PUBLISHED_TINY)}, None)
+            ]
         return Target(seeds, by_path(name, feed), safetensors_form(), ("not a whole safetensors file",))
 
     def a_snapshot() -> Target:

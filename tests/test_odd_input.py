@@ -23,12 +23,14 @@ from made_corpus import piece
 from made_data import make_data
 from pulse88 import engine, generate, listening, midi_file, overlap_index, shards, snapshot, suites
 from pulse88.config import TINY, SamplingConfig
+from pulse88.continuation import Continuer
 from pulse88.engine import weights as weights_file
 from pulse88.engine.adapter import AdapterError, adapted, read_adapter, write_adapter
 from pulse88.engine.weights import Weights, WeightsError, in_order
 from pulse88.journal import read_chunk
 from pulse88.labels import Labels
 from pulse88.overlap_index import OverlapIndex, OverlapIndexError
+from pulse88.provenance import MARK, Provenance
 from pulse88.vocabulary import BOS, FINE, TimeGrid
 
 DEEP = "[" * 20_000 + "]" * 20_000  # deeper than Python's reader of JSON goes
@@ -320,6 +322,16 @@ def test_a_signed_snapshot_of_whatever_facts_goes_on_or_is_refused(taken: Any, d
     else:
         step = generate.advance(take)
         assert step is None or len(step[0]) == 4
+
+
+@pytest.mark.parametrize("name", ["random_seed", "take", "keep", "new_notes"])
+def test_settings_of_a_file_with_numbers_past_all_bounds_are_refused(name: str, weights: Weights) -> None:
+    made = Continuer(weights).continue_(piece(1, 20), notes=2, seed_notes=9, random_seed=1)[0].provenance
+    text = made.to_text()
+    assert Provenance.from_text(text) == made
+    values = json.loads(text.removeprefix(MARK)) | {name: 2**64}
+    with pytest.raises(ValueError, match=f"damaged pulse88 settings: {name} is"):
+        Provenance.from_text(MARK + json.dumps(values))
 
 
 def test_a_snapshot_of_types_that_numpy_does_not_know_is_refused(taken: Any) -> None:

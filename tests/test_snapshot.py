@@ -168,6 +168,8 @@ def test_a_forgery_that_changes_nothing_is_taken() -> None:
         ({"number": -1}, "out of its range"),
         ({"random_seed": 2**64}, "out of its range"),
         ({"events": -1}, "out of its range"),
+        ({"events": 2**64}, "out of its range"),
+        ({"number": 10**30}, "out of its range"),
         ({"window": "zz"}, "hex"),
         ({"window": ""}, "window of 0 ids"),
         ({"window": "0540"}, "ends inside an event"),

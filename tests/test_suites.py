@@ -82,6 +82,9 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
         ({"rows": [{"name": "a", "asks": "", "model": {"width": 3}}]}, "unknown settings of a model: width"),
         ({"rows": [{"name": "a", "asks": "", "recipe": {"rate": 3}}]}, "unknown settings of a recipe: rate"),
         ({"rows": [{"name": "a", "asks": "", "recipe": {"steps": 0}}]}, "steps must be positive"),
+        ({"rows": [{"name": "a", "asks": "", "model": {"d_model": 0}}]}, "ZeroDivisionError"),
+        ({"rows": [{"name": "a", "asks": "", "seeds": 1e999}]}, "OverflowError"),
+        ({"rows": [{"name": "a", "asks": "", "model": {"d_model": 10**400}}]}, "OverflowError"),
     ],
 )
 def test_a_bad_suite_is_refused_with_its_file(change: dict[str, Any], words: str, tmp_path: Path) -> None:

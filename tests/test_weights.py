@@ -215,6 +215,8 @@ def test_without_metadata_the_shapes_speak(tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file(tiny_tensors(), path)
     assert "number of heads" in problems_of(path)[0]  # 4 heads of 8 or 2 of 16: nobody can know.
+    with pytest.raises(ValueError, match="d_model must be positive"):
+        config_of({}, shapes | {"token_embedding.weight": (171, 0)})
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,8 @@ def test_without_metadata_the_shapes_speak(tmp_path):
         ({"n_layers": 10**12}, "n_layers"),
         ({"attention_every_n_layers": 0}, "attention_every_n_layers"),
         ({"d_model": "32"}, "d_model"),
+        ({"d_model": 0}, "d_model must be positive, not 0"),
+        ({"d_model": -5}, "d_model must be positive, not -5"),
         ({"gqa_num_heads": 0}, "gqa_num_heads"),
         ({"gqa_groups": 0}, "gqa_groups"),
         ({"gdn_num_heads": 0}, "gdn_num_heads"),

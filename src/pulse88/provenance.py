@@ -158,6 +158,6 @@ def _steering(values: Any) -> SteeringConfig:
 
 def _of_kind(name: str, value: Any, kind: type) -> Any:
     fits = type(value) in ((int, float) if kind is float else (kind,))
-    if not fits or (isinstance(value, (int, float)) and not 0 <= value < math.inf):
+    if not fits or (isinstance(value, (int, float)) and not 0 <= value < 2**64):
         raise ValueError(f"{name} is {value!r}")
     return value

@@ -90,7 +90,7 @@ def _take(engine: Engine, facts: Any, arrays: Mapping[str, NDArray[Any]]) -> Tak
         if type(facts[name]) is not kind:
             raise ValueError(f"the take's {name} is {facts[name]!r}")
     anchor, window = (tuple(bytes.fromhex(facts[name])) for name in ("anchor", "window"))
-    if min(facts["number"], facts["events"], facts["random_seed"], LARGEST_SEED - facts["random_seed"]) < 0:
+    if not all(0 <= facts[name] <= LARGEST_SEED for name in ("number", "events", "random_seed")):
         raise ValueError("a number of the take is out of its range")
     grammar = Grammar.of(window)
     if not 0 < len(window) <= engine.config.max_positions + 1 or grammar.slot is not Slot.DELTA:

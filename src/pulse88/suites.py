@@ -115,7 +115,7 @@ def load(source: str | Path) -> Suite:
             for row in written["rows"]
         )
         return Suite(written["name"], rows)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise ValueError(f"{path}: {type(error).__name__} {error}; suites.py says how a suite is written") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

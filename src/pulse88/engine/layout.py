@@ -164,7 +164,9 @@ def _from_published(values: Mapping[str, Any], shapes: Mapping[str, Shape]) -> M
     settings = {name: _typed(name, values[name], type(getattr(ModelConfig, name))) for name in _SAME}
     width, heads = settings["d_model"], settings["gqa_num_heads"]
     scale = values["output_logit_scale"]
-    settings["output_logit_scale"] = width**-0.5 if scale is None else _typed("output_logit_scale", scale, float)
+    settings["output_logit_scale"] = (
+        _logit_scale(width) if scale is None else _typed("output_logit_scale", scale, float)
+    )
     settings["max_positions"] = _typed("max_sequence_length", values["max_sequence_length"], int)
 
     n_layers = _typed("n_layers", values["n_layers"], int)
@@ -207,7 +209,7 @@ def _from_shapes(shapes: Mapping[str, Shape]) -> ModelConfig:
         "vocab_size": vocab_size,
         "d_model": width,
         "max_positions": max_positions,
-        "output_logit_scale": width**-0.5,
+        "output_logit_scale": _logit_scale(width),
         "tie_embeddings": "lm_head.weight" not in shapes,
         "layer_types": tuple(tuple(kind for kind, _ in sorted(layers[n])) for n in range(len(layers))),
     }
@@ -224,6 +226,13 @@ def _from_shapes(shapes: Mapping[str, Shape]) -> ModelConfig:
             raise ValueError("no model_config in the metadata, and shapes alone don't tell the number of heads")
         settings["gqa_kv_heads"] = kv_width // head_dim
     return ModelConfig(**settings)
+
+
+def _logit_scale(width: int) -> float:
+    """The published one; ValueError for a width that is none."""
+    if width < 1:
+        raise ValueError(f"d_model must be positive, not {width}")
+    return float(width**-0.5)
 
 
 def _head_widths(shapes: Mapping[str, Shape], heads: int) -> dict[str, int]:
