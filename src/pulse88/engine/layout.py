@@ -163,6 +163,7 @@ def _from_published(values: Mapping[str, Any], shapes: Mapping[str, Shape]) -> M
         raise ValueError(f"model_config lacks {', '.join(missing)}")
     settings = {name: _typed(name, values[name], type(getattr(ModelConfig, name))) for name in _SAME}
     width, heads = settings["d_model"], settings["gqa_num_heads"]
+    _logit_scale(width)  # A width that is none would be divided by.
     scale = values["output_logit_scale"]
     settings["output_logit_scale"] = (
         _logit_scale(width) if scale is None else _typed("output_logit_scale", scale, float)
@@ -230,8 +231,8 @@ def _from_shapes(shapes: Mapping[str, Shape]) -> ModelConfig:
 
 def _logit_scale(width: int) -> float:
     """The published one; ValueError for a width that is none."""
-    if width < 1:
-        raise ValueError(f"d_model must be positive, not {width}")
+    if not 1 <= width < 2**31:
+        raise ValueError(f"d_model must be positive, and below 2**31, not {width}")
     return float(width**-0.5)
 
 
