@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,19 @@ def test_what_can_not_be_written_leaves_the_old_file_and_says_which_and_what_to_
     assert path.read_bytes() == b"old" and [left.name for left in tmp_path.iterdir()] == ["a.bin"]
     write_whole(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="which processes are gone is only told by POSIX systems")
+def test_what_a_killed_process_has_left_of_a_file_goes_when_it_is_written_again(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    left = tmp_path / f".a[1].bin.{gone.pid}.partial"
+    others = tmp_path / f".b.bin.{gone.pid}.partial", tmp_path / f".a[1].bin.{os.getppid()}.partial"
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    write_whole(tmp_path / "a[1].bin", b"whole")
+    assert not left.exists() and all(path.exists() for path in others)
+    assert (tmp_path / "a[1].bin").read_bytes() == b"whole"
 
 
 def test_a_folder_that_is_not_there_is_told_by_the_name_that_was_asked_for(tmp_path: Path) -> None:

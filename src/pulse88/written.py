@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     OSError about `path` if it can't be written. What is raised about another file comes out as it is.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _clear(path)
     try:
         yield partial
         partial.replace(path)
@@ -51,6 +53,23 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # On a file system that can't be written to not even nothing can be removed.
             partial.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Takes away what killed processes have left of `path`, where the system tells which processes are gone."""
+    if os.name != "posix":
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        writer = left.name.split(".")[-2]
+        if not writer.isdecimal():
+            continue
+        try:
+            os.kill(int(writer), 0)
+        except (ProcessLookupError, OverflowError):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        except OSError:
+            continue  # Somebody else's process lives.
 
 
 def write_whole(path: Path, content: bytes) -> None:
