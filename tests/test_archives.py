@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -220,3 +221,20 @@ def test_a_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
     data[central + 46] = data[local + 30] = 0  # A zero ends a name.
     path.write_bytes(data)
     assert [member.path for member in members(path, Limits())] == ["a.mid"]
+
+
+def test_a_folder_or_an_archive_that_vanishes_meanwhile_is_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "music", {"a/1.mid": b"1", "b/2.mid": b"2", "c/3.mid": b"3"})
+    write_zip(folder / "d.zip", {"4.mid": b"4"})
+    found = archives.members(folder, Limits())
+    assert next(found).path == "a/1.mid"
+    shutil.rmtree(folder / "b")
+    with pytest.raises(FileNotFoundError, match="bring it back") as told:
+        list(found)
+    assert told.value.filename == str(folder / "b")
+    found = archives.members(folder, Limits())
+    assert next(found).path == "a/1.mid"
+    (folder / "d.zip").unlink()
+    with pytest.raises(FileNotFoundError, match="bring it back") as told:
+        list(found)
+    assert told.value.filename == str(folder / "d.zip")

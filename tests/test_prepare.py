@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -266,14 +267,44 @@ def test_bad_files_never_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "music/broken.zip" in {row["path"] for row in manifest["refused"]}
 
 
-def test_a_file_that_vanishes_or_may_not_be_read_is_a_refusal(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_stops_it_and_once_it_is_back_the_data_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left out as a refusal, it would be missing in data that look whole: a folder of a network that has gone, say."""
+    folder = write_folder(tmp_path / "music", {f"{n}.mid": to_bytes(piece(n)) for n in range(9)})
+    expected = run([folder], tmp_path / "expected")
+    parse_chunk, kept = prepare.parse_chunk, (folder / "6.mid").read_bytes()
+
+    def parse_and_lose(task: Any) -> bool:
+        (folder / "6.mid").unlink(missing_ok=True)
+        return parse_chunk(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "parse_chunk", parse_and_lose)
+        with pytest.raises(FileNotFoundError, match=r"can't be read any more .*bring it back") as told:
+            parse([folder], tmp_path / "data", JOB, chunk_files=4)
+    assert told.value.filename == str(folder / "6.mid")
+    with pytest.raises(PrepareError, match="no finished part"):
+        merge([tmp_path / "data"], tmp_path / "data")
+    (folder / "6.mid").write_bytes(kept)
+    assert run([folder], tmp_path / "data") == expected
+    assert digests(tmp_path / "data") == digests(tmp_path / "expected")
+
+
+def test_a_file_that_may_not_be_read_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "music", {"a.mid": to_bytes(piece(0)), "b.mid": to_bytes(piece(1))})
     (listed, _) = list(prepare.find([folder], Labels(), prepare.Limits()))
-    (folder / "a.mid").unlink()
-    task = prepare._Task(Rules(), JOB.digest, tmp_path / "chunk", [listed])
-    prepare.parse_chunk(task)
+    opened = Path.open
+
+    def closed(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "a.mid":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", closed)
+    prepare.parse_chunk(prepare._Task(Rules(), JOB.digest, tmp_path / "chunk", [listed]))
     (refused,) = prepare.journal.read_chunk(tmp_path / "chunk").refused
-    assert refused == ("music/a.mid", "unreadable", "No such file or directory")
+    assert refused == ("music/a.mid", "unreadable", os.strerror(errno.EACCES))
 
 
 def test_a_file_that_kills_its_process_is_refused_and_its_chunk_read_all_the_same(

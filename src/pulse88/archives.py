@@ -1,12 +1,14 @@
 """Files of folders, .zip and .tar.* as a stream of bytes, with limits: nothing of an archive is ever unpacked to disk.
 
 Names in an archive are labels and nothing else. Folders and zips come in the order of their names, tars in their own
-order, so that one pass is enough. What can't be read is told as a member with a problem and never raises.
+order, so that one pass is enough. What can't be read is told as a member with a problem and never raises; only what
+goes away while it is read does.
 """
 
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -28,6 +30,8 @@ _DAMAGES = (
     *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError),
     *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
 )
+
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 @dataclass(frozen=True)
@@ -88,24 +92,41 @@ def is_archive(name: str) -> bool:
 
 def clean(name: str) -> str:
     """A label for a member: no roots, no dots that climb, no characters that can't be printed."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in name.replace("\\", "/"))
+    text = name.replace("\\", "/")
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
 
 
+def gone(error: OSError, path: Path) -> OSError:
+    """The error of an input that was there a moment ago. Left out, it would be missing in the data without a word."""
+    reason = f"can't be read any more ({error.strerror}): bring it back, and give the same line again"
+    return OSError(error.errno, reason, str(path))
+
+
 def _walk(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Regular files below a folder with their sizes, in the order of their names; links to folders aren't followed."""
+    """Regular files below a folder with their sizes, in the order of their names; links to folders aren't followed.
+
+    OSError for what goes away meanwhile.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except PermissionError:
         return  # A folder that may not be listed holds nothing for us.
+    except OSError as error:
+        raise gone(error, folder) from error
     for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+            continue
         try:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path))
-            elif stat.S_ISREG((status := entry.stat()).st_mode):
-                yield Path(entry.path), status.st_size
-        except OSError:
-            continue  # a broken link, or a file that went away
+            status = entry.stat()
+        except OSError as error:
+            if entry.is_symlink() or not (is_midi(entry.name) or is_archive(entry.name)):
+                continue  # a link to nowhere, or what wasn't ours
+            raise gone(error, Path(entry.path)) from error
+        if stat.S_ISREG(status.st_mode):
+            yield Path(entry.path), status.st_size
 
 
 def _folder(folder: Path, limits: Limits) -> Iterator[Member]:
@@ -131,13 +152,15 @@ def _too_large(size: int, limits: Limits) -> str:
 
 def _archive(path: Path, limits: Limits) -> Iterator[Member]:
     count, passed = 0, 0
-    most = max(limits.unpacked_bytes, limits.unpacked_ratio * path.stat().st_size)
     read = _zip if path.name.lower().endswith(".zip") else _tar
     try:
+        most = max(limits.unpacked_bytes, limits.unpacked_ratio * path.stat().st_size)
         for member in read(path, limits, most):
             count, passed = count + 1, member.passed
             yield member
     except _DAMAGES as error:
+        if isinstance(error, OSError) and error.errno in _GONE:
+            raise gone(error, path) from error
         reason = f"the archive can't be read on after {count} MIDI files: {error or type(error).__name__}"
         yield Member("", b"", 0, reason, passed)
 

@@ -186,8 +186,10 @@ def _bytes(file: Found, most: int) -> bytes | Refusal:
     try:
         with file.data.open("rb") as stream:
             return stream.read(most)
-    except OSError as error:
+    except PermissionError as error:
         return Refusal("unreadable", error.strerror or str(error))
+    except OSError as error:
+        raise archives.gone(error, file.data) from error
 
 
 def _without_killers(task: _Task) -> _Task:
