@@ -25,6 +25,7 @@ from pulse88.engine.weights import random_tensors
 from pulse88.midi_file import to_bytes
 from pulse88.notes import Performance
 from pulse88.serve.app import application
+from pulse88.serve.connections import Connection, Socket
 from pulse88.serve.guard import Doorway
 from pulse88.serve.limits import Limits
 from pulse88.serve.service import Service
@@ -174,7 +175,8 @@ def running(
             application(service, doorway, renders_ahead=False),
             port=0,
             log_config=None,
-            ws="websockets-sansio",
+            http=Connection,
+            ws=Socket,
             timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)

@@ -41,7 +41,7 @@ HOUSE = (
     Room(4, "doors", "serve.uploads serve.samples"),
     Room(4, "doors", "serve.room serve.duet_room serve.worker serve.pool serve.memory serve.takes serve.schemas"),
     Room(4, "doors", "serve.duet_messages serve.phrase serve.history serve.guard serve.streams serve.service"),
-    Room(4, "doors", "serve.duet serve.documented serve.page_routes serve.app serve.run"),
+    Room(4, "doors", "serve.connections serve.load serve.duet serve.documented serve.page_routes serve.app serve.run"),
     Room(1, "model", "engine.adapter"),
     Room(2, "model", "low_rank initial_state suites"),
     Room(3, "rooms", "finetune ablate"),

@@ -218,13 +218,13 @@ def test_turns_drop_and_give_back() -> None:
 
 
 def test_shelves_are_bounded_for_each_visitor_and_for_all() -> None:
-    shelf: Shelf[Seed] = Shelf("seed", 5, 2, Metrics())
-    mine = [shelf.add(Seed("me", b"", {})) for _ in range(2)]
+    shelf: Shelf[Seed] = Shelf("seed", 5, 2, 10**9, Metrics())
+    mine = [shelf.add(Seed("me", b"", b"{}")) for _ in range(2)]
     shelf.get(mine[0].id)  # It is newer now than the other.
-    mine.append(shelf.add(Seed("me", b"", {})))
+    mine.append(shelf.add(Seed("me", b"", b"{}")))
     assert shelf.find(mine[1].id) is None and shelf.find(mine[0].id) and shelf.find(mine[2].id)
     for visitor in "abcd":
-        shelf.add(Seed(visitor, b"", {}))
+        shelf.add(Seed(visitor, b"", b"{}"))
     assert len(shelf) == 5
     with pytest.raises(Problem, match="there is no seed"):
         shelf.get(mine[0].id)

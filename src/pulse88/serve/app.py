@@ -71,7 +71,7 @@ def application(service: Service, doorway: Doorway | None = None, *, renders_ahe
     async def duet(socket: WebSocket) -> None:
         await Duet(service, socket).run()
 
-    return Guard(app, doorway, service.metrics, service.limits.json_bytes)
+    return Guard(app, doorway, service.metrics, service.limits)
 
 
 def _status_routes(app: FastAPI, service: Service) -> None:
@@ -245,6 +245,7 @@ def _take_routes(app: FastAPI, service: Service) -> None:
         """A take as MIDI, audio or picture, with its seed or without."""
         take = service.memory.takes.get(id)
         data = await unless_gone(request, service.file(request.state.visitor, take, kind, part))
+        request.state.share.check_room(len(data))
         name = f'attachment; filename="pulse88-{take.id[:8]}.{kind}"'
         return Response(data, headers={"content-type": KINDS[kind], "content-disposition": name})
 

@@ -37,6 +37,7 @@ SHARE = 0.78  # of the context, that what was played may fill before its beginni
 KEY_NOTES = 64  # that tell the key
 BURST = 1000  # messages that may come at once
 OUR_PART = 1
+CLOCK_SET_BACK = 5.0  # seconds; a message that old tells that the player's clock was set back
 READY_SECONDS = 10.0  # that a lost worker may take to be replaced
 
 _log = logging.getLogger(__name__)
@@ -90,17 +91,19 @@ class Duet:
             self._service.pool.leave(self._worker)
 
     async def _converse(self) -> None:
-        if self._service.pool.duets >= self._service.limits.duets:
-            raise Problem(429, "too many duets at once: come back later")
+        self._check_room()
         await self._service.pool.wait_until_ready()
-        self._worker = self._service.pool.aside()
+        silent = self._service.limits.duet_hello_seconds
         assert self._service.pool.grid is not None and self._service.pool.model is not None
         self._tokenizer = Tokenizer(self._service.pool.grid)
         self.history = History(self._tokenizer, int(SHARE * self._service.pool.model["context_notes"]))
         began, messages = time.monotonic(), 0
         while True:
-            text = await self._socket.receive_text()
-            messages += 1
+            text = await self._next(silent)
+            if not messages:  # A place is for those who say something.
+                self._check_room()
+                self._worker = self._service.pool.aside()
+            messages, silent = messages + 1, self._service.limits.duet_silent_seconds
             allowed = BURST + self._service.limits.duet_messages_a_second * (time.monotonic() - began)
             if messages > allowed:
                 raise Problem(429, "messages come too fast: this is no piano")
@@ -114,6 +117,17 @@ class Duet:
                 await self._hear(message)
             except WorkerLost as lost:
                 await self._complain(lost)
+
+    def _check_room(self) -> None:
+        if self._service.pool.duets >= self._service.limits.duets:
+            raise Problem(429, "too many duets at once: come back later", retry_after=60)
+
+    async def _next(self, seconds: float) -> str:
+        """The next message; Problem 408 if none comes for so long."""
+        try:
+            return await asyncio.wait_for(self._socket.receive_text(), seconds)
+        except asyncio.TimeoutError:
+            raise Problem(408, f"no message for {seconds:g} s: connect again to play on") from None
 
     async def _hear(self, message: Any) -> None:
         if message.type == "hello":
@@ -158,7 +172,8 @@ class Duet:
 
     def _note_clock(self, told: float) -> None:
         offset = time.monotonic() - told
-        if self._clock_offset is None or offset < self._clock_offset:
+        known = self._clock_offset
+        if known is None or offset < known or offset > known + CLOCK_SET_BACK:
             self._clock_offset = offset
 
     def _now(self) -> float:

@@ -21,6 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pulse88.serve.limits import Limits
+from pulse88.serve.load import Load, Share
 from pulse88.serve.metrics import Metrics
 from pulse88.serve.problems import MEDIA_TYPE, Problem
 
@@ -77,8 +79,9 @@ class Doorway:
 class Guard:
     """The outermost layer of the server."""
 
-    def __init__(self, app: ASGIApp, doorway: Doorway, metrics: Metrics, most_bytes: int) -> None:
-        self._app, self._doorway, self._metrics, self._most_bytes = app, doorway, metrics, most_bytes
+    def __init__(self, app: ASGIApp, doorway: Doorway, metrics: Metrics, limits: Limits) -> None:
+        self._app, self._doorway, self._metrics, self._limits = app, doorway, metrics, limits
+        self._load = Load(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -90,6 +93,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         scope["state"]["visitor"] = visitor(scope, headers)
         status = 0
+        share = scope["state"]["share"] = Share(self._load, receive, send)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -102,7 +106,7 @@ class Guard:
                 self._allow(headers, answered)
                 route = getattr(scope.get("route"), "path", "other")  # never what was asked: ids make no series
                 self._metrics.answered(scope["method"], route, status, time.perf_counter() - began)
-            await send(message)
+            await share.send(message)
 
         if scope["type"] == "http" and scope["method"] == "OPTIONS" and headers.get("origin") in self._doorway.origins:
             await answer({"type": "http.response.start", "status": 204, "headers": []})
@@ -111,10 +115,13 @@ class Guard:
         try:
             self._doorway.check(scope, headers)
             self._check_size(headers)
+            share.begin(counts=scope["path"] not in OPEN_PATHS)
         except Problem as problem:
             await refuse(problem, scope, receive, answer, request_id)
         else:
-            await self._app(scope, receive, answer)
+            await self._app(scope, share.receive, answer)
+        finally:
+            share.end()
         _log.info(
             "%s %s %s %d %.0f ms",
             request_id,
@@ -128,8 +135,8 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             raise Problem(400, "the request's Content-Length is no number")
-        if int(length) > self._most_bytes:
-            raise too_large(self._most_bytes)
+        if int(length) > self._limits.json_bytes:
+            raise too_large(self._limits.json_bytes)
         if headers.get("content-encoding", "identity") != "identity":
             raise Problem(415, "a packed body is not read: send it without Content-Encoding")
 

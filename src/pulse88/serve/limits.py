@@ -27,10 +27,17 @@ class Limits:
     seeds_per_visitor: int = 64
     takes_per_visitor: int = 256
     seeds: int = 2000
+    seed_bytes: int = 256 * MEBI  # all together
     takes_in_all: int = 10_000
+    notes_in_all: int = 1_000_000  # of all takes; some 200 MB
     snapshots_per_visitor: int = 24
     snapshot_bytes: int = 768 * MEBI  # all together
+    requests: int = 512  # under way at once
+    bodies_bytes: int = 64 * MEBI  # that are being sent to the server at once
+    answers_bytes: int = 512 * MEBI  # that are being sent by it at once
     duets: int = 8
+    duet_hello_seconds: float = 10.0  # until the first message
+    duet_silent_seconds: float = 900.0  # without any
     duet_messages_a_second: float = 400.0
     slice_seconds: float = 0.35  # until the next visitor's turn, where any waits
     first_notes: int = 4  # of a take's first turn, so that everybody hears something soon

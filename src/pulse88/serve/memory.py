@@ -5,6 +5,7 @@ Nothing here is needed twice: a seed and a take come back by an upload, and a sn
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -28,11 +29,22 @@ class Seed:
 
     visitor: str
     midi: bytes
-    facts: dict[str, Any]  # what POST /v1/seeds answers, but for the id
+    told: bytes  # JSON of what POST /v1/seeds answers, but for the id; a tenth of what it takes as objects
     seed_ids: str | None = None  # hex of what the model reads, where that isn't simply the last notes
     read_notes: int | None = None  # at most so many are read
     cuts: dict[tuple[float, float], str] = field(default_factory=dict)  # ids of the seeds that are stretches of it
     id: str = field(default_factory=new_id)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What POST /v1/seeds answers, but for the id."""
+        facts: dict[str, Any] = json.loads(self.told)
+        return facts
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.midi) + len(self.told)
 
 
 @dataclass(eq=False)
@@ -60,6 +72,11 @@ class Take:
     drawn: int = 0  # number of the stream of random numbers
     id: str = field(default_factory=new_id)
 
+    @property
+    def size(self) -> int:
+        """Notes."""
+        return len(self.notes)
+
     def to_json(self) -> dict[str, Any]:
         """What GET /v1/takes/{id} answers."""
         names = ("parent", "number", "boundary", "new_part", "random_seed", "settings", "notes", "seconds", "state")
@@ -71,15 +88,19 @@ class _Kept(Protocol):
     visitor: str
     id: str
 
+    @property
+    def size(self) -> int: ...
+
 
 Item = TypeVar("Item", bound=_Kept)
 
 
 class Shelf(Generic[Item]):
-    """Things by id, so many in all and so many a visitor."""
+    """Things by id, so many in all and so many a visitor, and of so much size together."""
 
-    def __init__(self, noun: str, in_all: int, per_visitor: int, metrics: Metrics) -> None:
-        self._noun, self._in_all, self._per_visitor, self._metrics = noun, in_all, per_visitor, metrics
+    def __init__(self, noun: str, in_all: int, per_visitor: int, most: int, metrics: Metrics) -> None:
+        self._noun, self._in_all, self._per_visitor, self._most = noun, in_all, per_visitor, most
+        self._metrics = metrics
         self._items: OrderedDict[str, Item] = OrderedDict()
         self._of: dict[str, OrderedDict[str, None]] = {}
 
@@ -95,8 +116,17 @@ class Shelf(Generic[Item]):
             self.drop(next(iter(mine)))
         if len(self._items) > self._in_all:
             self.drop(next(iter(self._items)))
+        self.settle()
         self._metrics.held(self._noun + "s", len(self._items))
         return item
+
+    def settle(self) -> None:
+        """Lets the oldest go where all have grown too large together; the latest stays."""
+        size = sum(item.size for item in self._items.values())
+        while size > self._most and len(self._items) > 1:
+            oldest = next(iter(self._items.values()))
+            size -= oldest.size
+            self.drop(oldest.id)
 
     def get(self, id_: str) -> Item:
         """The thing of that id, which counts as new again; Problem 404."""
@@ -197,8 +227,10 @@ class Memory:
     """All of it."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        self.seeds: Shelf[Seed] = Shelf("seed", limits.seeds, limits.seeds_per_visitor, metrics)
-        self.takes: Shelf[Take] = Shelf("take", limits.takes_in_all, limits.takes_per_visitor, metrics)
+        self.seeds: Shelf[Seed] = Shelf("seed", limits.seeds, limits.seeds_per_visitor, limits.seed_bytes, metrics)
+        self.takes: Shelf[Take] = Shelf(
+            "take", limits.takes_in_all, limits.takes_per_visitor, limits.notes_in_all, metrics
+        )
         self.snapshots = Snapshots(limits, metrics)
 
     def state_before(self, take: Take, events: int) -> bytes:

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +69,10 @@ class Worker:
     def kill(self) -> None:
         """Ends the process, whatever it does."""
         with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+            if os.name != "posix":
+                self.process.kill()
+            elif self.process.returncode is None:
+                os.kill(self.process.pid, signal.SIGKILL)  # Popen.kill looks first, and takes its end from asyncio.
 
 
 class Pool:

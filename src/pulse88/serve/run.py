@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import socket
 import webbrowser
@@ -15,6 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from pulse88.serve.app import application
+from pulse88.serve.connections import MOST, Connection, Socket
 from pulse88.serve.guard import LOOPBACK, Doorway, is_loopback
 from pulse88.serve.limits import STANDARD, Limits
 from pulse88.serve.problems import Problem
@@ -62,6 +64,7 @@ def serve(config: ServeConfig, tell: Callable[[str], None], *, open_browser: boo
 
 
 async def _serve(config: ServeConfig, tell: Callable[[str], None], open_browser: bool) -> None:
+    _allow_files(MOST + 256)
     token = config.token or (secrets.token_urlsafe(18) if config.is_open else "")
     hosts: Sequence[str] = () if config.is_open and not config.names else (*LOOPBACK, config.host, *config.names)
     service = Service(config.workers, config.weights, config.adapter, config.index, config.engine, config.limits)
@@ -74,9 +77,9 @@ async def _serve(config: ServeConfig, tell: Callable[[str], None], open_browser:
             server_header=False,
             timeout_graceful_shutdown=GOODBYE_SECONDS,
             timeout_keep_alive=30,
-            ws="websockets-sansio",
+            http=Connection,
+            ws=Socket,
             ws_max_size=LARGEST_DUET_MESSAGE,
-            limit_concurrency=2000,
             backlog=512,
         )
     )
@@ -113,6 +116,17 @@ async def _begun(service: Service, tell: Callable[[str], None], browse: str, tok
     tell("Ready. Ctrl-C stops it.")
     if browse:
         webbrowser.open(browse + (f"?token={token}" if token else ""))
+
+
+def _allow_files(count: int) -> None:
+    """So many open files at least, where the system lets us ask: a connection is one."""
+    if os.name == "posix":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < count:
+            most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _listening(config: ServeConfig) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 import logging
 import secrets
 from collections.abc import Coroutine, Sequence
@@ -95,7 +96,8 @@ class Service:
     def _remembered(self, visitor: str, message: Message) -> Seed:
         head, blobs = message
         read_notes = head.get("read_notes")
-        return self.memory.seeds.add(Seed(visitor, blobs[0], head["facts"], head["seed_ids"], read_notes))
+        told = json.dumps(head["facts"], separators=(",", ":")).encode()
+        return self.memory.seeds.add(Seed(visitor, blobs[0], told, head["seed_ids"], read_notes))
 
     def seed_facts(self, seed: Seed) -> dict[str, Any]:
         """What is told of a seed."""

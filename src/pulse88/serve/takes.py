@@ -65,6 +65,9 @@ class Takes:
         self._by_visitor[take.visitor] -= 1
         if not self._by_visitor[take.visitor]:
             del self._by_visitor[take.visitor]
+        if not take.notes and take.reason == "stopped":
+            self._memory.takes.drop(take.id)  # Nobody has anything of it; takes with notes keep their places.
+        self._memory.takes.settle()
 
     async def _run(self, take: Take, sink: Sink) -> None:
         """Plays a take to its end and tells so."""
