@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -138,3 +139,14 @@ def test_commands_reach_no_network_start_nothing_and_write_their_files_under_oth
     assert {path.name for path in new} >= {"out.mid", "out.wav", "out.png", "again.mid", "two.wav", "two.png"}
     named = {folder / str(event[2]) for event in told if event[0] == "os.rename"}
     assert {path.relative_to(folder) for path in new - named} == set()
+
+
+@pytest.mark.parametrize(("lock", "lists"), [("core", ["dependencies"]), ("serve", ["dependencies", "serve"])])
+def test_locks_pin_every_dependency_by_hashes(lock: str, lists: list[str]) -> None:
+    pins = (ROOT / "requirements" / f"{lock}.txt").read_text()
+    lines = [line for line in pins.splitlines() if not line.lstrip().startswith("#")]
+    assert all(re.match(r"[a-z0-9.-]+==\S+( ; .*)? \\$|    --hash=sha256:[0-9a-f]{64}( \\)?$", line) for line in lines)
+    project = (ROOT / "pyproject.toml").read_text()
+    asked = "".join(re.findall(rf"^(?:{'|'.join(lists)}) = \[(.*?)\]$", project, re.DOTALL | re.MULTILINE))
+    needed = {name.replace("_", "-") for name in re.findall(r'"([a-z0-9_-]+)[<>=]', asked)}
+    assert {"numpy", "safetensors"} <= needed <= {line.split("==")[0] for line in lines}
