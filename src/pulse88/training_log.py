@@ -21,7 +21,7 @@ from typing import Any
 from pulse88.checkpoint import Progress
 from pulse88.config import TrainConfig
 from pulse88.likelihood import Likelihood
-from pulse88.written import append_line, end_whole, make_folder, written_whole
+from pulse88.written import append_line, end_whole, make_folder, not_written, written_whole
 
 SAMPLE_FIGURES = ("density", "range", "repetition", "pitch_class_cosine")  # means of them are drawn
 LOG_EVERY = 10  # steps between lines of log.jsonl
@@ -63,7 +63,10 @@ class TrainingLog:
         if has_tensorboard():
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=begin.step + 1)
+            try:
+                self._board = SummaryWriter(str(run / "tensorboard"), purge_step=begin.step + 1)
+            except OSError as error:
+                raise not_written(error, run / "tensorboard") from error
         else:
             _log.info("tensorboard is not installed, so the run writes its own logs only")
 
