@@ -169,15 +169,16 @@ def train(
             progress = Progress(progress.step + 1, progress.tokens + figures.tokens)
             if log:
                 log.step(progress, figures, time.monotonic() - began, trainer.largest_memory())
-            if due or progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
-                _save(run, trainer, progress, circumstances)
-                saved = progress.step
-                sitting.note_checkpoint()
             if progress.step % config.validate_every == 0 or progress.step == config.steps:
+                # Before the checkpoint: what resumes from it would not do it again.
                 likelihood_found = trainer.validate(held_out)
                 if log:
                     log.validation(progress, likelihood_found)
                     _play_samples(log, trainer, progress, held_out, grid)
+            if due or progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+                _save(run, trainer, progress, circumstances)
+                saved = progress.step
+                sitting.note_checkpoint()
         if saved != progress.step:
             _save(run, trainer, progress, circumstances)
         if log:
