@@ -67,6 +67,18 @@ def test_help_tells_every_setting_with_its_sentence() -> None:
         assert preset in told
 
 
+def test_a_row_of_a_suite_is_trained_by_the_recipe_that_was_asked_for(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason=NEEDS_TORCH)
+    good(*train(data, tmp_path / "run", "--shape", "tiny/learned-alone", "--set", "seed=7"))
+    good("export", tmp_path / "run", "-o", tmp_path / "w.safetensors", "--fp32")
+    made = weights_file.read(tmp_path / "w.safetensors")
+    assert (made.config.rope, made.config.d_model) == (False, TINY.d_model)
+    assert json.loads(made.metadata["train_config"])["seed"] == 7
+    told = bad(*train(data, tmp_path / "other", "--shape", "tiny/learned"), code=2)
+    assert "--shape: tiny has no row 'learned'; there are base, learned-alone" in told
+    assert "neither a suite" in bad(*train(data, tmp_path / "other", "--shape", "base"), code=2)
+
+
 def test_settings_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = pytest.importorskip("pulse88.train", reason=NEEDS_TORCH)
     asked: dict[str, Any] = {}

@@ -35,6 +35,7 @@ class TrainCommand(click.Command):
 @click.option("--config", "preset", type=click.Choice(list(TRAIN_PRESETS)), required=True, help="Recipe to train by.")
 @click.option("--data", type=FILE, required=True, help="Folder that `pulse88 prepare` made.")
 @click.option("--out", type=FILE, required=True, help="Folder of the run: checkpoints and logs.")
+@click.option("--shape", metavar="SUITE/ROW", help="Train the model of a suite's row, as `pulse88 ablate` has it.")
 @click.option("--resume", is_flag=True, help="Go on from the latest checkpoint in --out, if there is one.")
 @click.option(
     "--init", "initial", type=FILE, help="Weights file that a new run begins with, instead of random weights."
@@ -47,6 +48,7 @@ def train(
     preset: str,
     data: Path,
     out: Path,
+    shape: str | None,
     resume: bool,
     initial: Path | None,
     kernel: Any,
@@ -61,6 +63,8 @@ def train(
     """
     try:
         config = replace(TRAIN_PRESETS[preset], **dict(map(_change, changes)))
+        if shape:
+            config = _shaped(config, shape)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     require_torch()
@@ -132,6 +136,18 @@ def _pair(text: str) -> tuple[str, str]:
     if not (key and equals):
         raise click.UsageError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def _shaped(recipe: TrainConfig, place: str) -> TrainConfig:
+    """The recipe for the model of SUITE/ROW; ValueError where there is none."""
+    from pulse88 import suites
+
+    suite, _, name = place.rpartition("/")
+    rows = {row.name: row for row in suites.load(suite).rows}
+    if name not in rows:
+        raise ValueError(f"--shape: {suite} has no row {name!r}; there are {', '.join(rows)}")
+    values = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "model"}
+    return suites.RowConfig(**values, shape=rows[name].config.shape)
 
 
 def _change(text: str) -> tuple[str, Any]:
