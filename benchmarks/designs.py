@@ -12,7 +12,6 @@ FILE also writes the figures.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -51,6 +50,8 @@ def held(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    import fcntl  # not on Windows
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -101,15 +102,14 @@ def main() -> None:
         if asked.only and row.name not in asked.only:
             continue
         torch._dynamo.reset()
-        torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         found = timed(row, asked.micro, asked.compile, asked.warm, asked.steps, asked.lock)
         figures.append(found)
         speed = found["thousand_tokens_per_second"]
         ratio = speed / figures[0]["thousand_tokens_per_second"]
-        print(
-            f"| {row.name} | {speed:.0f} | {ratio:.2f} | {found['memory_gb']:.1f} | {found['first_step_seconds']:.0f} |",
-            flush=True,
-        )
+        cells = (f"{speed:.0f}", f"{ratio:.2f}", f"{found['memory_gb']:.1f}", f"{found['first_step_seconds']:.0f}")
+        print("| " + " | ".join((row.name, *cells)) + " |", flush=True)
     print(f"\n{figures[0]['device']}, {asked.micro} windows of {suite.rows[0].config.window} tokens a step.")
     if asked.json:
         asked.json.write_text(json.dumps(figures, indent=1))
