@@ -177,8 +177,9 @@ def test_presets_are_named() -> None:
 
 
 def test_a_recipe_sets_its_models_dropout_and_scale() -> None:
-    model = replace(PUBLISHED_RECIPE, dropout=0.25, embedding_init_std=0.5).model_config
-    assert model == replace(PULSE88_40M, dropout=0.25, attention_dropout=0.25, embedding_init_std=0.5)
+    model = replace(PUBLISHED_RECIPE, dropout=0.25, embedding_init_std=0.5, position_init_std=0.1).model_config
+    changes = {"dropout": 0.25, "attention_dropout": 0.25, "embedding_init_std": 0.5, "position_init_std": 0.1}
+    assert model == replace(PULSE88_40M, **changes)
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,13 @@ def test_positions_end_with_an_error() -> None:
 # ---------------------------------------------------------------- weights
 
 
+def test_the_tables_begin_at_scales_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = Pulse88(replace(TINY, d_model=64, embedding_init_std=0.5, position_init_std=0.02))
+    assert model.token_embedding.weight.std().item() == pytest.approx(0.5, rel=0.03)
+    assert model.position_embedding.weight.std().item() == pytest.approx(0.02, rel=0.03)
+
+
 def test_initial_weights_are_the_table_of_init_weights() -> None:
     torch.manual_seed(0)
     model = Pulse88(replace(TINY, d_model=64, gdn_inner_dim=48, gdn_num_heads=24, embedding_init_std=0.02))

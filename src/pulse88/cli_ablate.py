@@ -37,7 +37,7 @@ def ablate(
     compiled: bool,
     show: bool,
 ) -> None:
-    """Train every row of SUITE (design, design-40m, or a JSON file) at equal parameters, data and order.
+    """Train every row of SUITE (design, design-40m, recipe, or a JSON file) at equal parameters, data and order.
 
     A row that is finished isn't run again; one that was cut short goes on. The table is made of all that is there.
     """

@@ -51,7 +51,8 @@ class ModelConfig:
     rope: bool = setting(True, "Turn queries and keys of attention by their positions.")
     tie_embeddings: bool = setting(True, "Use the token table as the output head.")
     output_logit_scale: float = setting(640**-0.5, "Factor on the logits.")
-    embedding_init_std: float = setting(0.02, "Standard deviation of the tables at initialisation.")
+    embedding_init_std: float = setting(0.02, "Standard deviation of the token table at initialisation.")
+    position_init_std: float = setting(0.02, "Standard deviation of the position table at initialisation.")
     dropout: float = setting(0.1, "Share dropped after the embedding, every GDN block and attention's projection.")
     attention_dropout: float = setting(0.1, "Share of attention weights dropped.")
 
@@ -154,7 +155,8 @@ class TrainConfig:
 
     model: str = setting("pulse88-40m", "Preset of the model.")
     dropout: float = setting(0.1, "Share dropped, in the model and in its attention weights.")
-    embedding_init_std: float = setting(0.02, "Standard deviation of the tables at initialisation.")
+    embedding_init_std: float = setting(0.02, "Standard deviation of the token table at initialisation.")
+    position_init_std: float = setting(0.02, "Standard deviation of the position table at initialisation.")
     seed: int = setting(0, "Random seed of the weights, of the order of the data and of its augmentation.")
     window: int = setting(2048, "Tokens of a training window.")
     batch_windows: int = setting(32, "Windows of one optimizer step, over all processes and micro-batches.")
@@ -198,7 +200,7 @@ class TrainConfig:
         _require(self.precision in ("fp32", "bf16", "fp16"), f"precision {self.precision!r} is not fp32, bf16 or fp16")
         for name in ("window", "batch_windows", "micro_windows", "steps", "validate_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("learning_rate", "gradient_clip", "embedding_init_std"):
+        for name in ("learning_rate", "gradient_clip", "embedding_init_std", "position_init_std"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("seed", "muon_learning_rate", "weight_decay", "checkpoint_minutes", "samples"):
             _require(0 <= getattr(self, name) < math.inf, f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -222,6 +224,7 @@ class TrainConfig:
             dropout=self.dropout,
             attention_dropout=self.dropout,
             embedding_init_std=self.embedding_init_std,
+            position_init_std=self.position_init_std,
         )
 
     def learning_rate_at(self, step: int) -> float:
@@ -297,6 +300,7 @@ PUBLISHED_RECIPE = TrainConfig()
 RELEASE_RECIPE = TrainConfig(
     dropout=0.0,
     embedding_init_std=0.5,
+    position_init_std=0.5,
     batch_windows=64,
     micro_windows=32,
     steps=5_000,

@@ -438,7 +438,8 @@ def init_weights(model: Pulse88) -> None:
     """Initial weights.
 
     parameter                      distribution
-    token and position tables      N(0, embedding_init_std)
+    token table                    N(0, embedding_init_std)
+    position table                 N(0, position_init_std)
     linear and convolution         U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default
     A_log                          log of U(0, 16) (bounded away from 0)
     dt_bias                        inverse softplus of a step log-uniform in [0.001, 0.1]
@@ -446,7 +447,9 @@ def init_weights(model: Pulse88) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=model.config.embedding_init_std)
+            tokens = module is model.token_embedding
+            std = model.config.embedding_init_std if tokens else model.config.position_init_std
+            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.Linear | nn.Conv1d):
             bound = 1 / math.sqrt(module.weight[0].numel())
             nn.init.uniform_(module.weight, -bound, bound)

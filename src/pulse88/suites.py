@@ -38,6 +38,7 @@ class RowConfig(TrainConfig):
             dropout=self.dropout,
             attention_dropout=self.dropout,
             embedding_init_std=self.embedding_init_std,
+            position_init_std=self.position_init_std,
         )
 
 
@@ -238,6 +239,39 @@ def design(width: int = 320) -> Suite:
     return Suite("design" if width == 320 else f"design-{width}", tuple(rows))
 
 
+def recipe() -> Suite:
+    """What the choices of the `release` recipe are worth: the published design at half its width, as in `design`.
+
+    50 million tokens a row. Rows with other batches see other windows of the same epoch.
+    """
+    base = design().rows[0].config
+
+    def row(name: str, asks: str, seeds: int = 1, **changes: Any) -> Row:
+        return Row(name, asks, replace(base, **changes), seeds)
+
+    def batches_of(windows: int) -> dict[str, int]:
+        steps = base.steps * base.batch_windows // windows
+        often = {name: steps for name in ("steps", "validate_every", "checkpoint_every")}
+        return often | {"batch_windows": windows, "micro_windows": min(windows, base.micro_windows)}
+
+    rows = (
+        row("release", "the release recipe", seeds=MAIN_SEEDS),
+        row("quiet-positions", "the position table begins small", seeds=MAIN_SEEDS, position_init_std=0.02),
+        row("batch-16", "half as many windows a step, twice as many steps", **batches_of(16)),
+        row("batch-64", "twice as many windows a step, half as many steps", **batches_of(64)),
+        row("muon-2e-3", "half the rate of Muon", muon_learning_rate=2e-3),
+        row("muon-8e-3", "twice the rate of Muon", muon_learning_rate=8e-3),
+        row("adamw", "AdamW for all", optimizer="adamw"),
+        row("cosine", "cosine to a tenth after the warm-up", schedule="cosine", floor=0.1),
+        row("dropout-0.1", "dropout as published", dropout=0.1),
+        row("no-transposition", "no transposition", transpose_down=0, transpose_up=0),
+        row("tempo", "tempo changed by up to a tenth", tempo_stretch=0.1),
+        row("loudness", "loudness changed by a bin", velocity_shift=1),
+        row("decay-0.01", "a tenth of the weight decay", weight_decay=0.01),
+    )
+    return Suite("recipe", rows)
+
+
 def design_40m() -> Suite:
     """The decisive rows of `design` at the released size."""
     whole = design(640)
@@ -257,4 +291,4 @@ def tiny() -> Suite:
     return Suite("tiny", rows)
 
 
-SUITES = {"design": design, "design-40m": design_40m, "tiny": tiny}
+SUITES = {"design": design, "design-40m": design_40m, "recipe": recipe, "tiny": tiny}

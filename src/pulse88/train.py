@@ -45,7 +45,7 @@ from pulse88.written import write_whole
 _log = logging.getLogger(__name__)
 
 # Of a model's configuration, what says nothing about the function that its weights are.
-ONLY_IN_TRAINING = ("dropout", "attention_dropout", "embedding_init_std")
+ONLY_IN_TRAINING = ("dropout", "attention_dropout", "embedding_init_std", "position_init_std")
 
 
 class NonFinite(RuntimeError):
