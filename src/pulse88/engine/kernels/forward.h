@@ -171,6 +171,34 @@ static void keep_rows(const Model *m, const Call *call, int64_t gdn, const Scrat
     }
 }
 
+/* Inlined, because GCC drops calls of functions that do nothing but ask. */
+INLINE void ask_for(const void *from, int64_t bytes, int64_t share, int64_t shares) {
+    const int64_t lines = (bytes + 63) / 64;
+    for (int64_t i = lines * share / shares; i < lines * (share + 1) / shares; i++)
+        __builtin_prefetch((const char *)from + 64 * i);
+}
+
+/* Asks for a share of what gdn_head will read of a sequence in pieces: the tails, and the keys and errors of the page.
+ * The memory is read in one sweep, which the product asks for itself. */
+INLINE void ask_for_sequence(const Mixing *w, int64_t b, int64_t share, int64_t shares) {
+    const Model *m = w->m;
+    const Sequence *q = w->call->sequences + b;
+    const int64_t H = m->heads, K = m->key, V = m->value, tail = (m->conv - 1) * channels(m), seen = q->position % PAGE;
+    ask_for(q->old_tails + w->index * tail, tail * (int64_t)sizeof(float), share, shares);
+    const float *keys = q->old_rows + w->index * page_floats(m), *errors = keys + H * PAGE * K;
+    for (int64_t h = H * share / shares; h < H * (share + 1) / shares; h++) {
+        ask_for(keys + h * PAGE * K, seen * K * (int64_t)sizeof(float), 0, 1);
+        ask_for(errors + h * PAGE * V, seen * V * (int64_t)sizeof(float), 0, 1);
+    }
+}
+
+/* The same of the first sequence, and of the convolution's taps. */
+static void ask_for_first(const void *job, int64_t share, int64_t shares) {
+    const Mixing *w = job;
+    ask_for(w->weights + w->mixer->conv, w->m->conv * channels(w->m) * (int64_t)sizeof(float), share, shares);
+    ask_for_sequence(w, 0, share, shares);
+}
+
 /* One head's core_floats rows of one sequence, convolved and normalised, through the recurrence into `mixed`. */
 static void gdn_head(const void *job, int64_t task, int64_t member) {
     const Mixing *w = job;
@@ -194,6 +222,7 @@ static void gdn_head(const void *job, int64_t task, int64_t member) {
     const uint8_t *read = bytes == 2 ? (const uint8_t *)((const uint16_t *)(q->old_memory + floats) + (gdn * H + h) * K * V)
                                      : (const uint8_t *)memory;
 
+    if (T == 1 && p88_ahead && b + 1 < w->call->batch) ask_for_sequence(w, b + 1, h, H);
     for (int64_t start = 0; start < T;) {
         const int64_t first = (q->position + start) % PAGE;
         const int64_t count = T - start < PAGE - first ? T - start : PAGE - first;
@@ -363,8 +392,10 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call, Crew *cre
         if (mixer->kind == GDN) {
             const int64_t ldi = round_up(m->inner, PANEL), width = m->heads * m->value;
             multiply(weights, &mixer->in, M, s->normed, D, s->inner, ldi, s, crew);
-            multiply(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s, crew);
             const Mixing job = {m, weights, mixer, call, gdn, gdns, s};
+            const Soon soon = {ask_for_first, &job};
+            multiply_asking(weights, &mixer->core, M, s->inner, ldi, s->core, core_floats(m), s,
+                            T == 1 && p88_ahead ? &soon : NULL, crew);
             keep_rows(m, call, gdn, s);
             p88_crew_share(crew, gdn_head, &job, call->batch * m->heads);
             multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s, crew);

@@ -404,6 +404,12 @@ static void multiply_halves(int64_t rows, int64_t some, const uint8_t *halves, i
 }
 #endif
 
+/* What is read after a product, asked for while the product waits for its weights: a share with each of its groups. */
+typedef struct {
+    void (*ask)(const void *job, int64_t share, int64_t shares);
+    const void *job;
+} Soon;
+
 typedef struct {
     const uint8_t *weights;
     const Matrix *matrix;
@@ -411,6 +417,8 @@ typedef struct {
     const float *x; /* or what the kernel made of it for int8 weights */
     float *y;
     const Scratch *s; /* [threads] */
+    const Soon *soon; /* or NULL */
+    int64_t groups;
 } Product;
 
 /* One group of panels of a product. */
@@ -423,6 +431,7 @@ static void multiply_group(const void *job, int64_t group, int64_t member) {
     const uint8_t *w = p->weights + matrix->data + size * k_size * done * PANEL;
     const float *x = p->x, *scale = (const float *)(p->weights + matrix->scale) + done * PANEL;
     float *target = p->y + done * PANEL, *wide = p->s[member].wide;
+    if (p->soon) p->soon->ask(p->soon->job, group, p->groups);
     if (matrix->scale < 0) {
         product(rows, x, ldx, (const float *)w, columns, k_size, target, ldy, columns);
         return;
@@ -447,8 +456,8 @@ static void multiply_group(const void *job, int64_t group, int64_t member) {
 }
 
 /* y = x times the matrix's rows. y's rows have room for a whole number of panels. */
-static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
-                     int64_t ldy, const Scratch *s, Crew *crew) {
+static void multiply_asking(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx,
+                            float *y, int64_t ldy, const Scratch *s, const Soon *soon, Crew *crew) {
     const int64_t k_size = matrix->cols;
     if (matrix->scale >= 0) {
 #if defined(VNNI)
@@ -462,7 +471,12 @@ static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows,
 #endif
         x = s->unmixed;
     }
-    const Product job = {weights, matrix, rows, ldx, ldy, x, y, s};
     const int64_t groups = round_up(matrix->rows, GROUP * PANEL) / (GROUP * PANEL);
+    const Product job = {weights, matrix, rows, ldx, ldy, x, y, s, soon, groups};
     p88_crew_share(crew, multiply_group, &job, groups);
+}
+
+static void multiply(const uint8_t *weights, const Matrix *matrix, int64_t rows, const float *x, int64_t ldx, float *y,
+                     int64_t ldy, const Scratch *s, Crew *crew) {
+    multiply_asking(weights, matrix, rows, x, ldx, y, ldy, s, NULL, crew);
 }
