@@ -10,6 +10,7 @@ Shape legend: B batch, T tokens, V vocabulary; see native_state.py for the rest.
 from __future__ import annotations
 
 import ctypes
+import struct
 import weakref
 from collections.abc import Iterable, Mapping
 
@@ -25,6 +26,7 @@ from pulse88.engine.weights import Weights
 
 __all__ = ["NativeEngine", "library"]
 
+SEQUENCE = struct.Struct("@4q10P")  # `Sequence`, field by field
 ROWS = 128  # tokens of all sequences that one call of the library takes; more come in pieces
 
 
@@ -58,6 +60,7 @@ class NativeEngine:
         self._gdn_count, self._gqa_count = kinds.count("gdn"), kinds.count("gqa")
         self._page_floats: int = library().p88_page_floats(self._addresses[0])
         self._pool = Pool()
+        self._desks: dict[tuple[int, int, int], list[Desk]] = {}  # free ones, by batch, tokens and logit rows
 
     @property
     def weights_sha256(self) -> str:
@@ -107,18 +110,28 @@ class NativeEngine:
         """One call of the library. Logits of no token, the last (`logit_rows` 1) or all (2)."""
         batch, tokens = ids_BT.shape
         after = tuple(self._room_after(strand, tokens) for strand in state.strands)
-        sequences = (Sequence * batch)(*map(_sequence, state.strands, after))
-        logits_BTV = np.empty((batch, (0, 1, tokens)[logit_rows], self.config.vocab_size), np.float32)
-        floats: int = library().p88_scratch_floats(self._addresses[0], batch * tokens, self._threads)
-        scratch = self._pool.take((floats,))
-        call = Call(
-            *(batch, tokens, logit_rows, floats),
-            *(ids_BT.ctypes.data, sequences, logits_BTV.ctypes.data, scratch.address),
-            *(self._threads, self._crew),
-        )
-        done = library().p88_forward(self._number, *self._addresses, ctypes.byref(call))
+        shape = batch, tokens, logit_rows
+        try:
+            desk = self._desks[shape].pop()
+        except (KeyError, IndexError):
+            desk = self._new_desk(shape)
+        desk.ids_BT[...] = ids_BT
+        for number, (before, behind) in enumerate(zip(state.strands, after, strict=True)):
+            desk.lay(number, before, behind)
+        done = library().p88_forward(self._number, *self._addresses, desk.call)
         assert done
+        logits_BTV = desk.logits_BTV
+        if tokens == 1:
+            logits_BTV = logits_BTV.copy()
+            self._desks.setdefault(shape, []).append(desk)
         return logits_BTV, NativeState(self.config, after)
+
+    def _new_desk(self, shape: tuple[int, int, int]) -> Desk:
+        batch, tokens, logit_rows = shape
+        rows = batch if tokens == 1 else ROWS  # One size of scratch for all lengths, so that it is used again.
+        floats: int = library().p88_scratch_floats(self._addresses[0], rows, self._threads)
+        logits_BTV = np.empty((batch, (0, 1, tokens)[logit_rows], self.config.vocab_size), np.float32)
+        return Desk(shape, logits_BTV, self._pool.take((floats,)), floats, self._threads, self._crew)
 
     def _room_after(self, strand: Strand, tokens: int) -> Strand:
         """The sequence after some tokens, all that it will have to write claimed for it."""
@@ -184,16 +197,42 @@ class NativeEngine:
         """The state, whose arrays have the shapes that the library takes them to have."""
         if not isinstance(state, NativeState):
             raise TypeError(f"a state of the native engine is needed, not {type(state).__name__}")
-        if state.config != self.config or any(strand.cache.kept != self._kept for strand in state.strands):
+        same = state.config is self.config or state.config == self.config
+        if not same or any(strand.cache.kept != self._kept for strand in state.strands):
             raise ValueError("the state is of a model of another shape or precision")
         return state
 
 
-def _sequence(before: Strand, after: Strand) -> Sequence:
-    prefix = after.prefix or after.cache
-    loans = before.memory_MHKV, before.rows_MF, before.tails_MTW, after.memory_MHKV, after.rows_MF, after.tails_MTW
-    return Sequence(
-        *(before.position, after.cache.capacity, after.prefix_length, prefix.capacity),
-        *(loan.address for loan in loans),
-        *(*prefix.addresses, *after.cache.addresses),
-    )
+class Desk:
+    """What a call takes beside the states of its sequences, at addresses that stay: single tokens use it again."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        logits_BTV: Floats,
+        scratch: Loan,
+        floats: int,
+        threads: int,
+        crew: int | None,
+    ) -> None:
+        batch, tokens, _ = shape
+        self.ids_BT, self.logits_BTV, self._scratch = np.empty((batch, tokens), np.int64), logits_BTV, scratch
+        self._sequences = (Sequence * batch)()
+        self._call = Call(
+            *(*shape, floats),
+            *(self.ids_BT.ctypes.data, self._sequences, logits_BTV.ctypes.data, scratch.address),
+            *(threads, crew),
+        )
+        self.call = ctypes.byref(self._call)
+
+    def lay(self, number: int, before: Strand, after: Strand) -> None:
+        """One sequence: its state before the call, and where the one after it goes."""
+        prefix = after.prefix or after.cache
+        SEQUENCE.pack_into(
+            self._sequences,
+            number * SEQUENCE.size,
+            *(before.position, after.cache.capacity, after.prefix_length, prefix.capacity),
+            *(before.memory_MHKV.address, before.rows_MF.address, before.tails_MTW.address),
+            *(after.memory_MHKV.address, after.rows_MF.address, after.tails_MTW.address),
+            *(*prefix.addresses, *after.cache.addresses),
+        )

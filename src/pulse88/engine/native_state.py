@@ -34,32 +34,37 @@ class Pool:
     KEPT = 16  # unused blocks of one size
 
     def __init__(self) -> None:
-        self._free: dict[int, list[NDArray[np.uint8]]] = {}
+        self._free: dict[int, list[tuple[NDArray[np.uint8], int]]] = {}  # blocks and their addresses, by size
 
     def take(self, shape: tuple[int, ...], *, halves: bool = False) -> Loan:
         """Floats of a shape, their values whatever was there; `halves` leaves room for as many in half precision."""
         size = (MEMORY_BYTES if halves else 4) * math.prod(shape)
         try:
-            block = self._free[size].pop()
+            block, address = self._free[size].pop()
         except (KeyError, IndexError):
             block = aligned_bytes(size)
-        return Loan(self, block, shape)
+            address = block.ctypes.data
+        return Loan(self, block, address, shape)
 
-    def give(self, block: NDArray[np.uint8]) -> None:
+    def give(self, block: NDArray[np.uint8], address: int) -> None:
         blocks = self._free.setdefault(block.size, [])
         if len(blocks) < self.KEPT:
-            blocks.append(block)
+            blocks.append((block, address))
 
 
 class Loan:
     """An array whose room goes back to its pool when nobody holds the loan any more."""
 
-    __slots__ = ("_block", "_pool", "address", "array")
+    __slots__ = ("_block", "_pool", "_shape", "address")
 
-    def __init__(self, pool: Pool, block: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
-        self._pool, self._block = pool, block
-        self.array: Floats = block[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
-        self.address: int = block.ctypes.data
+    def __init__(self, pool: Pool, block: NDArray[np.uint8], address: int, shape: tuple[int, ...]) -> None:
+        self._pool, self._block, self._shape = pool, block, shape
+        self.address = address
+
+    @property
+    def array(self) -> Floats:
+        # Made when somebody asks: a token only hands addresses on.
+        return self._block[: 4 * math.prod(self._shape)].view(np.float32).reshape(self._shape)
 
     def clear(self) -> None:
         """Makes everything zero."""
@@ -75,7 +80,7 @@ class Loan:
             self.halves()[...] = self.array.reshape(-1)
 
     def __del__(self) -> None:
-        self._pool.give(self._block)
+        self._pool.give(self._block, self.address)
 
 
 class Cache:
