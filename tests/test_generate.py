@@ -55,6 +55,9 @@ def test_uniforms_stay_what_they_are() -> None:
     # A change of these numbers would change every piece that somebody wants to make again.
     assert uniforms(0, 0, 0) == (0.011546754286331562, 0.24154919656271812, 0.11142585551493822, 0.5644146216071337)
     assert uniforms(2**64 - 1, 5, 10**9) != uniforms(2**64 - 1, 5, 10**9 + 1)
+    for event in (1, 31, 32, 33, 10**9, 2**63 + 5):  # Each has a block of the stream to itself.
+        block = np.random.Philox(key=np.array((3, 2), np.uint64), counter=event).random_raw(4)
+        assert uniforms(3, 2, event) == tuple(int(bits) / 2**53 for bits in block >> 11)
     drawn = np.array([uniforms(1, 1, event) for event in range(2000)])
     assert abs(drawn.mean() - 0.5) < 0.02
     assert len(np.unique(drawn)) == drawn.size

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pulse88.engine import Engine, State
 
 LARGEST_SEED = 2**64 - 1
+DRAWN_AT_ONCE = 32  # events whose random numbers are drawn together
 
 # Narrows the legal ids and shifts the logits of the next id, given the ids of its event so far:
 # (made, grammar, legal_ids, logits_V) to (legal_ids, logits_V).
@@ -291,9 +293,15 @@ def uniforms(random_seed: int, number: int, event: int) -> tuple[float, ...]:
 
     53 bits each, from the raw stream, which numpy keeps the same in all its versions.
     """
+    return _uniforms(random_seed, number, event // DRAWN_AT_ONCE)[event % DRAWN_AT_ONCE]
+
+
+@lru_cache(maxsize=64)  # A take asks for its events one after the other.
+def _uniforms(random_seed: int, number: int, part: int) -> list[tuple[float, ...]]:
+    """Of as many events as are drawn at once."""
     key = np.array((random_seed, number), np.uint64)
-    raw = np.random.Philox(key=key, counter=event).random_raw(EVENT_TOKENS)
-    return tuple((int(bits) >> 11) * 2.0**-53 for bits in raw)
+    raw = np.random.Philox(key=key, counter=part * DRAWN_AT_ONCE).random_raw(DRAWN_AT_ONCE * EVENT_TOKENS)
+    return [tuple(row) for row in ((raw >> 11) * 2.0**-53).reshape(-1, EVENT_TOKENS).tolist()]
 
 
 def _has_room(window_length: int, positions: int) -> bool:
