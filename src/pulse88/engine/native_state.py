@@ -31,7 +31,7 @@ Kept = NDArray[np.floating]  # float32 or float16
 class Pool:
     """Room that is used again, because asking the system for megabytes at every page costs more than filling them."""
 
-    KEPT = 16  # unused blocks of one size
+    KEPT, KEPT_BYTES = 16, 1 << 26  # unused blocks of one size: so many, or more if they are small
 
     def __init__(self) -> None:
         self._free: dict[int, list[tuple[NDArray[np.uint8], int]]] = {}  # blocks and their addresses, by size
@@ -48,7 +48,7 @@ class Pool:
 
     def give(self, block: NDArray[np.uint8], address: int) -> None:
         blocks = self._free.setdefault(block.size, [])
-        if len(blocks) < self.KEPT:
+        if len(blocks) < self.KEPT or len(blocks) * block.size < self.KEPT_BYTES:
             blocks.append((block, address))
 
 
