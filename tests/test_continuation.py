@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -539,3 +541,21 @@ def test_a_take_that_reads_on_is_the_one_that_read_it_all(continuer: Continuer) 
     assert event == other
     with pytest.raises(ValueError, match="inside an event"):
         generate.after_reading(at_four, ids[-20:-1])
+
+
+def test_the_native_engine_lets_go_of_the_file_that_it_was_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    weights_file.save(path, random_tensors(CONFIG, 1), weights_file.metadata_of(CONFIG, FINE))
+    weights = weights_file.read(path)
+    assert weights.file is not None
+    sha256, held = weights.sha256, weakref.ref(weights.file)
+    try:
+        continuer = Continuer(weights, "native")
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert held() is not None
+    del weights
+    gc.collect()
+    assert held() is None
+    assert continuer.weights.sha256 == continuer.engine.weights_sha256 == sha256
+    assert continuer.continue_(a_seed(), notes=2)[0].provenance.weights_sha256 == sha256

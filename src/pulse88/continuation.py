@@ -64,8 +64,9 @@ class Continuer:
             if not path.exists():
                 raise FileNotFoundError(f"{path}: there is no such weights file: check --weights, or leave it out")
             weights = read_weights(path)
-        self.weights = adapted(weights, read_adapter(adapter)) if adapter else weights
-        self.engine = engine.load(self.weights, engine_name, threads=threads)
+        weights = adapted(weights, read_adapter(adapter)) if adapter else weights
+        self.weights = weights.about()
+        self.engine = engine.load(weights, engine_name, threads=threads)
         self.tokenizer = Tokenizer(self.weights.grid)
 
     def continue_(

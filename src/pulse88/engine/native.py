@@ -44,7 +44,8 @@ class NativeEngine:
         self.kernel = kernels()[-1] if kernel is None else kernel
         if self.kernel not in kernels():
             raise ValueError(f"this machine doesn't run the kernel {kernel!r}, it runs {', '.join(kernels())}")
-        self._source, self._kept = weights, kept_type(weights)
+        # Not the weights themselves: what is packed need not lie in memory twice.
+        self.weights_sha256, self._initial, self._kept = weights.sha256, weights.initial, kept_type(weights)
         self._number = KERNELS.index(self.kernel)
         self._plan, self._weights = plan_of(weights, library().p88_form(self._number))
         self._addresses = self._plan.ctypes.data, self._weights.ctypes.data
@@ -62,20 +63,16 @@ class NativeEngine:
         self._pool = Pool()
         self._desks: dict[tuple[int, int, int], list[Desk]] = {}  # free ones, by batch, tokens and logit rows
 
-    @property
-    def weights_sha256(self) -> str:
-        return self._source.sha256
-
     def zero_state(self, batch: int = 1) -> NativeState:
         if batch < 1:
             raise ValueError(f"a batch has 1 or more sequences, not {batch}")
         loans = self._memory(), self._rows(), self._tails()
         for loan, part in zip(loans, ("memory", "", "tail"), strict=True):
             loan.clear()
-            if part and self._source.initial:
+            if part and self._initial:
                 names = (f"{name}.{part}" for kind, name, _ in mixers(self.config) if kind == "gdn")
-                loan.array[...] = [self._source.initial[name] for name in names]
-        if self._source.initial:
+                loan.array[...] = [self._initial[name] for name in names]
+        if self._initial:
             loans[0].round_halves()
         strand = Strand(0, *loans, Claims(0, PAGE), Cache(self.config, self._kept, self._gqa_count, 0, 0))
         return NativeState(self.config, (strand,) * batch)

@@ -48,6 +48,17 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
+class About:
+    """What is known of weights that nobody need hold any more."""
+
+    config: ModelConfig
+    grid: TimeGrid
+    path: Path | None
+    quantised: bool
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Weights:
     """A model's tensors, checked: names and shapes are those of `expected_shapes(config)`, all values finite.
 
@@ -81,6 +92,10 @@ class Weights:
     def quantised(self) -> bool:
         """Whether any tensor is int8."""
         return any(tensor.dtype == np.int8 for tensor in self.tensors.values())
+
+    def about(self) -> About:
+        """All but the tensors, so that an engine that has packed them lets go of the file."""
+        return About(self.config, self.grid, self.path, self.quantised, self.sha256)
 
     def as_int8(self) -> Weights:
         """The same model with every matrix in int8; what is int8 already stays as it is."""
