@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulse88 import midi_file, sequential
+from pulse88.config import SamplingConfig
 from pulse88.duplicates import fingerprint
 from pulse88.midi_file import to_bytes
 from pulse88.notes import Note, Performance
+from pulse88.sampling import pick
 from pulse88.tokenizer import Tokenizer
 from pulse88.vocabulary import FINE
 from smf import meta, note, off, on, smf, track
@@ -168,3 +170,37 @@ def test_a_file_of_ours_is_read_alike() -> None:
     data = to_bytes(Performance(**random_notes(7, 500, 4000)).without_overlaps())
     compiled, plain = both(lambda: columns(midi_file.read(data).performance))
     assert compiled == plain
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(1, 171),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 20.0]),
+    coarse=st.booleans(),
+    config=st.builds(
+        SamplingConfig,
+        temperature=st.sampled_from([0.0, 1e-3, 0.8, 1.0, 1.3]),
+        top_p=st.sampled_from([0.25, 0.5, 0.97, 1.0]),
+        top_k=st.sampled_from([0, 1, 5, 40, 171]),
+        min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    ),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_ids_are_picked_alike(
+    seed: int, size: int, spread: float, coarse: bool, config: SamplingConfig, uniform: float
+) -> None:
+    random = np.random.default_rng(seed)
+    row = (random.standard_normal(171) * spread).astype(np.float32)
+    if coarse:  # Many are equally likely.
+        row = np.rint(row)
+    legal = np.sort(random.permutation(171)[:size])
+    row[legal[1::7]] = -np.inf
+    compiled, in_python = both(lambda: pick(row, legal, config, uniform))
+    assert compiled == in_python
+
+
+def test_more_ids_than_the_loop_has_room_for_are_picked_in_python() -> None:
+    row = np.zeros(1000)
+    compiled, in_python = both(lambda: pick(row, range(1000), SamplingConfig(top_p=1.0), 0.7995))
+    assert compiled == in_python == 799

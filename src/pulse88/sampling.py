@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pulse88 import sequential
 from pulse88.config import SamplingConfig
 
 
@@ -23,6 +24,14 @@ def probabilities(logits_V: ArrayLike, legal_ids: ArrayLike, config: SamplingCon
     A logit of -inf means probability 0. ValueError for NaN or +inf anywhere, for no legal id, and where every legal
     logit is -inf.
     """
+    logits_L, weights_L = _weighed(logits_V, legal_ids, config.temperature)
+    return _probabilities(logits_L, weights_L, config)
+
+
+def _weighed(
+    logits_V: ArrayLike, legal_ids: ArrayLike, temperature: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[L] the logits of the legal ids, and what their probabilities are in proportion to before anything is dropped."""
     logits = np.asarray(logits_V, np.float64)
     if not logits.max() < np.inf:  # nor is NaN
         raise ValueError("the model's logits are not finite: its weights are damaged or belong to another shape")
@@ -33,12 +42,21 @@ def probabilities(logits_V: ArrayLike, legal_ids: ArrayLike, config: SamplingCon
     highest = logits_L.max()
     if highest == -np.inf:
         raise ValueError("every legal id has probability 0")
-    if config.temperature == 0:
-        return (np.arange(legal.size) == int(logits_L.argmax())).astype(np.float64)
+    if temperature == 0:
+        return logits_L, (np.arange(legal.size) == int(logits_L.argmax())).astype(np.float64)
+    if temperature == 1:
+        return logits_L, np.exp(logits_L - highest)
     with np.errstate(over="ignore"):  # A tiny temperature sends all but the likeliest to -inf, as it should.
-        weights = np.exp((logits_L - highest) / config.temperature)
+        return logits_L, np.exp((logits_L - highest) / temperature)
+
+
+def _probabilities(
+    logits_L: NDArray[np.float64], weights_L: NDArray[np.float64], config: SamplingConfig
+) -> NDArray[np.float64]:
+    if config.temperature == 0:
+        return weights_L
     likeliest_first = (-logits_L).argsort(kind="stable")
-    kept = weights[likeliest_first]
+    kept = weights_L[likeliest_first]
     if 0 < config.top_k < kept.size:
         kept[config.top_k :] = 0.0
     if config.top_p < 1:
@@ -59,7 +77,12 @@ def pick(logits_V: ArrayLike, legal_ids: ArrayLike, config: SamplingConfig, unif
     """
     if not 0 <= uniform < 1:
         raise ValueError(f"uniform must be in [0, 1), not {uniform}")
-    cumulated = probabilities(logits_V, legal_ids, config).cumsum()
+    logits_L, weights_L = _weighed(logits_V, legal_ids, config.temperature)
+    if compiled := sequential.library():
+        index = sequential.pick(compiled, logits_L, weights_L, config.top_k, config.top_p, config.min_p, uniform)
+        if index >= 0:
+            return int(np.asarray(legal_ids)[index])
+    cumulated = _probabilities(logits_L, weights_L, config).cumsum()
     # Scaled by the last sum, which rounding may leave beside 1, so that an id of probability 0 is never picked.
     index = cumulated.searchsorted(uniform * cumulated[-1], side="right")
     return int(np.asarray(legal_ids)[index])

@@ -12,7 +12,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { VERSION = 3, LONGEST_DELTA = 4, PITCHES = 128, FEW = 64 };
+enum { VERSION = 4, LONGEST_DELTA = 4, PITCHES = 128, FEW = 64, MOST_LEGAL = 256 };
 
 EXPORT int64_t p88_sequential_version(void) { return VERSION; }
 
@@ -386,4 +386,56 @@ EXPORT void p88_carry(const double *delta, int64_t count, const double *bins, in
             candidate += step;
         }
     }
+}
+
+/* A sum in the order in which numpy takes it. */
+static double sum_of(const double *x, int64_t count) {
+    if (count > 128) {
+        const int64_t half = count / 2 - count / 2 % 8;
+        return sum_of(x, half) + sum_of(x + half, count - half);
+    }
+    double sum = 0.0, part[8];
+    int64_t i = 0;
+    if (count >= 8) {
+        memcpy(part, x, sizeof part);
+        for (i = 8; i + 8 <= count; i += 8)
+            for (int k = 0; k < 8; k++) part[k] += x[i + k];
+        sum = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+    }
+    for (; i < count; i++) sum += x[i];
+    return sum;
+}
+
+/* Which of `count` ids is picked, as sampling.py says; weights are the exponentials of their logits less the largest.
+   -1 if there are more than it has room for, or none. */
+EXPORT int64_t p88_pick(const double *logits, const double *weights, int64_t count, int64_t top_k, double top_p,
+                        double min_p, double uniform) {
+    int64_t order[MOST_LEGAL];
+    double kept[MOST_LEGAL], cumulated[MOST_LEGAL];
+    if (count < 1 || count > MOST_LEGAL) return -1;
+    for (int64_t i = 0; i < count; i++) { /* The likeliest first, and of equals the first. */
+        int64_t to = i;
+        for (; to > 0 && logits[order[to - 1]] < logits[i]; to--) order[to] = order[to - 1];
+        order[to] = i;
+    }
+    for (int64_t i = 0; i < count; i++) kept[i] = weights[order[i]];
+    if (0 < top_k && top_k < count) memset(kept + top_k, 0, (size_t)(count - top_k) * sizeof *kept);
+    if (top_p < 1) {
+        const double whole = sum_of(kept, count);
+        double passed = 0.0;
+        for (int64_t i = 0; i < count; i++) {
+            passed += kept[i];
+            if ((passed - kept[i]) / whole >= top_p) kept[i] = 0.0;
+        }
+    }
+    const double least = min_p * kept[0];
+    for (int64_t i = 0; min_p > 0 && i < count; i++)
+        if (kept[i] < least) kept[i] = 0.0;
+    const double left = sum_of(kept, count);
+    for (int64_t i = 0; i < count; i++) cumulated[order[i]] = kept[i] / left;
+    for (int64_t i = 1; i < count; i++) cumulated[i] += cumulated[i - 1];
+    const double wanted = uniform * cumulated[count - 1];
+    int64_t index = 0;
+    while (index < count && cumulated[index] <= wanted) index++;
+    return index;
 }

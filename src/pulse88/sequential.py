@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 3  # of the functions, so that a library of other sources isn't used
+VERSION = 4  # of the functions, so that a library of other sources isn't used
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -56,6 +56,8 @@ def library() -> ctypes.CDLL | None:
     opened.p88_seconds.restype = None
     opened.p88_seconds.argtypes = [pointer, i64, *[pointer] * 3, i64, ctypes.c_double, pointer]
     opened.p88_chord_order.restype, opened.p88_chord_order.argtypes = i64, [*[pointer] * 3, i64, pointer, pointer]
+    opened.p88_pick.restype = i64
+    opened.p88_pick.argtypes = [pointer, pointer, i64, i64, *[ctypes.c_double] * 3]
     return opened
 
 
@@ -237,6 +239,13 @@ def shingles(
     pitch, hashes = np.ascontiguousarray(pitch), np.empty(len(pitch) - length, np.uint32)
     count = compiled.p88_shingles(pitch.ctypes.data, len(pitch), length, base, highest, least_kinds, hashes.ctypes.data)
     return hashes[:count]
+
+
+def pick(
+    compiled: ctypes.CDLL, logits: Floats, weights: Floats, top_k: int, top_p: float, min_p: float, uniform: float
+) -> int:
+    """The index that `sampling.pick` picks by weights beside the logits in their order; -1 for too many."""
+    return int(compiled.p88_pick(*_addresses((logits, weights)), len(logits), top_k, top_p, min_p, uniform))
 
 
 def _addresses(arrays: Iterable[NDArray]) -> list[int]:
