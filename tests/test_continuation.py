@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import json
 import weakref
 from dataclasses import replace
@@ -555,7 +554,6 @@ def test_the_native_engine_lets_go_of_the_file_that_it_was_made_of(tmp_path: Pat
         pytest.skip(str(error))
     assert held() is not None
     del weights
-    gc.collect()
-    assert held() is None
+    assert held() is None  # At once: nobody knows when Python looks for circles.
     assert continuer.weights.sha256 == continuer.engine.weights_sha256 == sha256
     assert continuer.continue_(a_seed(), notes=2)[0].provenance.weights_sha256 == sha256
