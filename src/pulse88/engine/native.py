@@ -27,6 +27,7 @@ from pulse88.engine.weights import Weights
 __all__ = ["NativeEngine", "library"]
 
 SEQUENCE = struct.Struct("@4q10P")  # `Sequence`, field by field
+assert SEQUENCE.size == ctypes.sizeof(Sequence)
 ROWS = 128  # tokens of all sequences that one call of the library takes; more come in pieces
 
 
