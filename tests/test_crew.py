@@ -36,6 +36,29 @@ def test_a_task_that_kills_its_process_comes_back_without_a_result_and_all_other
     assert {done.task: done.result for done in found} == {n: None if n == 7 else 2 * n for n in range(12)}
 
 
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8])
+def test_a_process_that_is_killed_as_it_is_born_takes_nothing_with_it(milliseconds: int) -> None:
+    script = f"""
+import sys, threading, time
+from multiprocessing import active_children
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from crew_tasks import doubled
+from pulse88 import crew
+
+def kill():
+    while not (born := active_children()):
+        time.sleep(0.0005)
+    time.sleep({milliseconds / 1000})
+    born[0].kill()
+
+if __name__ == "__main__":
+    threading.Thread(target=kill).start()
+    print(sorted(done.result for done in crew.share_out(doubled, range(12), 2)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    assert done.stdout == f"{[2 * number for number in range(12)]}\n"
+
+
 @pytest.mark.parametrize("processes", [0, 1])
 def test_errors_of_the_function_are_raised_here(processes: int) -> None:
     with pytest.raises(ValueError, match="not 3"):

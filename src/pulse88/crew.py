@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from typing import Generic, TypeVar
@@ -36,64 +38,82 @@ def share_out(
 ) -> Iterator[Done[Task, Result]]:
     """The results of `function` (of a module, with arguments that pickle) for all tasks, in no particular order.
 
-    0 processes works in this one. If a process dies, the tasks that were out are tried again one at a time, and what
-    kills its process again comes back without a result. Exceptions of the function are raised here.
+    0 processes works in this one. If a process dies, the tasks that it had are tried again at last, one at a time, and
+    what kills its process again comes back without a result. Exceptions of the function are raised here.
     """
     if processes == 0:
         for task in tasks:
             yield Done(task, function(task))
         return
-    suspects: list[Task] = []
-    tasks = iter(tasks)
-    more = True
-    while more:
-        more = False
-        with _pool(processes) as pool:
+    hands = _Hands(function, processes)
+    with hands:
+        yield from hands.through(iter(tasks))
+    for task in hands.suspects:
+        with _process() as process:
             try:
-                yield from _through(pool, function, tasks, WAITING * processes, suspects)
-            except BrokenProcessPool:
-                more = True
-    for task in suspects:
-        with _pool(1) as pool:
-            try:
-                yield Done(task, pool.submit(function, task).result())
+                yield Done(task, process.submit(function, task).result())
             except BrokenProcessPool:
                 yield Done(task, None)
 
 
-def _through(
-    pool: ProcessPoolExecutor,
-    function: Callable[[Task], Result],
-    tasks: Iterator[Task],
-    most: int,
-    suspects: list[Task],
-) -> Iterator[Done[Task, Result]]:
-    """Runs tasks in a pool; if it breaks, what was out is left in `suspects`, and BrokenProcessPool is raised."""
-    out: dict[Future[Result], Task] = {}
-    try:
-        while True:
-            while len(out) < most and (task := next(tasks, None)) is not None:
+class _Hands(Generic[Task, Result]):
+    """Processes, each a pool of its own, and what each has to do."""
+
+    def __init__(self, function: Callable[[Task], Result], processes: int) -> None:
+        self.suspects: list[Task] = []  # of which one may have killed its process
+        self._function = function
+        self._processes = [_process() for _ in range(processes)]
+        self._out: dict[Future[Result], tuple[ProcessPoolExecutor, Task]] = {}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.shutdown(cancel_futures=True)
+
+    def through(self, tasks: Iterator[Task]) -> Iterator[Done[Task, Result]]:
+        """Does all tasks but the suspects."""
+        self._hand_out(tasks)
+        while self._out:
+            for future in wait(self._out, return_when=FIRST_COMPLETED).done:
+                process, task = self._out.pop(future)
                 try:
-                    out[pool.submit(function, task)] = task
+                    result = future.result()
                 except BrokenProcessPool:
-                    suspects.append(task)
-                    raise
-            if not out:
+                    self._died(process, task)
+                    continue
+                yield Done(task, result)
+            self._hand_out(tasks)
+
+    def _hand_out(self, tasks: Iterator[Task]) -> None:
+        """To whom has least, until all have as much as they may have."""
+        while True:
+            has = Counter(process for process, _ in self._out.values())
+            process = min(self._processes, key=lambda process: has[process])
+            if has[process] == WAITING or (task := next(tasks, None)) is None:
                 return
-            for future in wait(out, return_when=FIRST_COMPLETED).done:
-                result = future.result()
-                yield Done(out.pop(future), result)
-    except BrokenProcessPool:
-        suspects += out.values()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+            try:
+                self._out[process.submit(self._function, task)] = process, task
+            except BrokenProcessPool:
+                self._died(process, task)
+
+    def _died(self, process: ProcessPoolExecutor, task: Task) -> None:
+        """Another process takes its place, unless one has already."""
+        self.suspects.append(task)
+        if process in self._processes:
+            process.shutdown()
+            self._processes[self._processes.index(process)] = _process()
 
 
-def _pool(processes: int) -> ProcessPoolExecutor:
+def _process() -> ProcessPoolExecutor:
+    """A pool of one: a pool of several, of which one dies while another is born, waits for that one for ever."""
     # Spawned, because a process that has threads can't be forked safely, and Windows and macOS spawn anyway.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
+    for _ in range(2):
+        with suppress(BrokenPipeError):  # Python's tracker of semaphores died at this moment; it starts another one.
+            return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
 
 
 def _begin() -> None:
