@@ -274,6 +274,28 @@ def test_an_answer_begins_on_the_pulse_and_soon(gap: float, pulse: float) -> Non
         assert (begins - last) / pulse == pytest.approx(round((begins - last) / pulse), abs=1e-6)
 
 
+@pytest.mark.parametrize("later", [0.0, 0.003, 0.2])
+def test_a_phrase_may_begin_at_once_with_what_came_before_it_and_lower(later: float) -> None:
+    history = History(Tokenizer(FINE), 400)
+    played(history, [0.0, 0.5])
+    history.end_phrase(1.0)
+    history.add_answer(bytes((10, 103, 140, 160)), [Note(1.5, 0.2, 92, 80, 1)])
+    played(history, [1.5 + later, 1.5 + later, 2.0], pitch=40)
+    Grammar.of(history.over())
+    history.end_phrase(3.0)
+    Grammar.of(history.ids)
+    assert len(history.ids) == 1 + 4 * 6
+
+
+def test_a_phrase_after_a_seed_may_begin_lower_than_it_ends() -> None:
+    history = History(Tokenizer(FINE), 400)
+    history.begin_with([Note(0.0, 1.0, 60, 80, 0), Note(0.0, 1.0, 100, 80, 0)])
+    played(history, [7.0, 8.0], pitch=40)
+    history.end_phrase(9.0)
+    Grammar.of(history.ids)
+    assert len(history.ids) == 1 + 4 * 4
+
+
 def test_what_was_read_stays_read_however_long_it_gets() -> None:
     history, kept = History(Tokenizer(FINE), 40), 0
     before: tuple[int, ...] = ()

@@ -94,11 +94,15 @@ class History:
             self.anchor = float(played.onset[-1])
 
     def _encoded(self, played: Performance) -> tuple[int, ...]:
-        """The ids of notes after all that came before them."""
+        """The ids of notes after all that came before them, to whose last chord they never belong.
+
+        They would have to lie above it.
+        """
         if not len(played):
             return ()
         begins = not self.ids
-        origin = None if begins or self.anchor is None else min(self.anchor, float(played.onset[0]))
+        latest = float(played.onset[0]) - self._tokenizer.grid.delta[1]
+        origin = None if begins else latest if self.anchor is None else min(self.anchor, latest)
         ids = self._tokenizer.encode(played, begins=begins, ends=False, origin=origin).ids.tolist()
         return tuple(ids)
 
