@@ -296,6 +296,26 @@ def test_a_phrase_after_a_seed_may_begin_lower_than_it_ends() -> None:
     assert len(history.ids) == 1 + 4 * 4
 
 
+def test_keys_that_no_piano_has_begin_nothing() -> None:
+    history = History(Tokenizer(FINE), 400)
+    for start in (0.0, 10.0):
+        played(history, [start], pitch=5)
+        history.end_phrase(start + 1.0)
+        assert history.ids == ()
+    played(history, [20.0, 21.0])
+    history.end_phrase(22.0)
+    Grammar.of(history.ids)
+    assert len(history.ids) == 1 + 4 * 2
+
+
+def test_a_duet_goes_on_after_keys_that_no_piano_has(server: Running) -> None:
+    with Player(server) as player:
+        player.play((5, 6))
+        assert "88 keys" in player.wait("error")["problem"]["detail"]
+        player.play()
+        assert player.wait("answered")["notes"]
+
+
 def test_what_was_read_stays_read_however_long_it_gets() -> None:
     history, kept = History(Tokenizer(FINE), 40), 0
     before: tuple[int, ...] = ()

@@ -292,6 +292,8 @@ class _Answer:
         noticed = time.perf_counter()
         now = duet._now()
         duet.history.end_phrase(now)
+        if not duet.history.ids:
+            raise Problem(422, "nothing that was played is on the 88 keys of a piano: there is nothing to answer")
         await duet._send({"type": "answering", "answer": self._number, "time": round(now, 4)})
         settings = duet._hello.settings
         temperature, top_p = sampled(settings.liveliness, settings.temperature, settings.top_p)

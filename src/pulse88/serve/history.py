@@ -104,7 +104,7 @@ class History:
         latest = float(played.onset[0]) - self._tokenizer.grid.delta[1]
         origin = None if begins else latest if self.anchor is None else min(self.anchor, latest)
         ids = self._tokenizer.encode(played, begins=begins, ends=False, origin=origin).ids.tolist()
-        return tuple(ids)
+        return tuple(ids) if len(ids) > begins else ()  # where no note is one of a piano's, nothing has begun
 
     def _recent(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The latest of them, at most `longest` notes, cut so that the beginning stays for as long as it can."""
