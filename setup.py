@@ -1,15 +1,46 @@
 """The native engine, and loops of the music wing: plain shared libraries, compiled if there is a compiler that can.
 
-Without them the installation is whole too, and numpy and Python compute. Everything else: pyproject.toml.
+Without them the installation is whole too, and numpy and Python compute. Archives and wheels of equal sources are equal
+to the byte. Everything else: pyproject.toml.
 """
 
+import gzip
 import os
 import shutil
+import tarfile
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 KERNELS = "src/pulse88/engine/kernels"
+TIME = os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")  # of all files, wheels' too: the first that zip can tell
+os.umask(0o022)  # Wheels have the rights of the files that are built.
+
+
+class EqualArchive(sdist):
+    """Builds a source archive without what differs between builds: times, owners, rights, the order of files."""
+
+    def make_archive(self, base_name: str, format: str, *args: object, base_dir: str, **more: object) -> str:
+        if format != "gztar":
+            return super().make_archive(base_name, format, *args, base_dir=base_dir, **more)
+        path = Path(f"{base_name}.tar.gz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            path.open("wb") as file,
+            gzip.GzipFile("", "wb", 9, file, int(TIME)) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for member in sorted(Path(base_dir).rglob("*")):
+                archive.add(member, recursive=False, filter=_equal)
+        return str(path)
+
+
+def _equal(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.mtime, member.uid, member.gid, member.uname, member.gname = int(TIME), 0, 0, "", ""
+    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    return member
 
 
 class BuildLibrary(build_ext):
@@ -42,7 +73,7 @@ class BuildLibrary(build_ext):
 
 
 setup(
-    cmdclass={"build_ext": BuildLibrary},
+    cmdclass={"build_ext": BuildLibrary, "sdist": EqualArchive},
     ext_modules=[
         Extension(
             "pulse88.engine._native",

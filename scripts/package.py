@@ -1,7 +1,9 @@
 """Builds what is published and plays from it where nothing of the repository is near: part of scripts/check.
 
 A source archive, a wheel from it, and a wheel from it as if there were no compiler. Each wheel must bring weights that
-play in an empty folder, by the native engine or, without a compiler, by numpy, which is said once.
+play in an empty folder, by the native engine or, without a compiler, by numpy, which is said once. What is built a
+second time, later and by somebody whose files nobody else may read, must be the same to the byte: archives everywhere,
+wheels where the compiler is known to write no times.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from environment import ROOT, has_compiler, told
 
 SEED = ROOT / "examples" / "carol" / "seed.mid"
-NO_COMPILER = {"CC": "/bin/false"}
+NO_COMPILER = "/bin/false"
 
 
 def main() -> None:
@@ -24,11 +26,17 @@ def main() -> None:
         with told("Building the source archive and a wheel from it"):
             _run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], folder)
         (archive,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+        with told("Building both again"):
+            again = [sys.executable, "-m", "build", "--outdir", str(folder / "again"), str(ROOT)]
+            _run(again, folder, umask=0o077)
+        for file in (archive, wheel) if sys.platform == "linux" else (archive,):
+            if file.read_bytes() != (folder / "again" / file.name).read_bytes():
+                raise SystemExit(f"Two builds of {file.name} from the same sources differ.")
         _play(folder / "first", wheel, "native" if has_compiler() else "numpy")
         if has_compiler() and os.name == "posix":
             with told("Building a wheel without a compiler"):
                 command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder / "wheels")]
-                _run([*command, str(archive)], folder, **NO_COMPILER)
+                _run([*command, str(archive)], folder, CC=NO_COMPILER)
             _play(folder / "second", next((folder / "wheels").glob("*.whl")), "numpy")
         sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in (archive, wheel))
     print(f"Built and played from: {sizes}.")
@@ -50,7 +58,7 @@ def _play(folder: Path, wheel: Path, engine: str) -> None:
         assert (folder / "out.mid").stat().st_size > SEED.stat().st_size
 
 
-def _run(command: list[str], folder: Path, **more: str) -> str:
+def _run(command: list[str], folder: Path, *, umask: int = -1, **more: str) -> str:
     """What the command printed; if it failed, the program ends with that."""
     done = subprocess.run(
         command,
@@ -62,6 +70,7 @@ def _run(command: list[str], folder: Path, **more: str) -> str:
         encoding="utf-8",
         errors="replace",
         check=False,
+        umask=umask if os.name == "posix" else -1,
     )
     if done.returncode:
         raise SystemExit(f"{done.stdout}\n{' '.join(command)} failed, see above.")
