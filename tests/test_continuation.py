@@ -333,6 +333,20 @@ def test_replay_past_the_context(continuer: Continuer) -> None:
     assert continuer.replay(made.to_bytes()).finish().to_bytes() == made.to_bytes()
 
 
+@pytest.mark.parametrize("only_new", [False, True])
+def test_replay_makes_no_more_notes_than_a_file_may_have_lost(continuer: Continuer, only_new: bool) -> None:
+    (made,) = continuer.continue_(a_seed(), notes=12, random_seed=3, only_new=only_new)
+
+    def saying(notes: int) -> bytes:
+        return replace(made, provenance=replace(made.provenance, new_notes=notes)).to_bytes()
+
+    held = 12 if only_new else 12 + len(made.seed)
+    assert continuer.replay(saying(held + 10_000)) is not None  # which would make them
+    for notes in (held + 10_001, 2**60):
+        with pytest.raises(ValueError, match=f"says that {notes:,} .* holds {held} in all.*at most 10,000"):
+            continuer.replay(saying(notes))
+
+
 def test_what_was_written_reads_back_to_the_same_notes(continuer: Continuer, tmp_path: Path) -> None:
     source = tmp_path / "seed.mid"
     midi_file.write(a_seed(), source)

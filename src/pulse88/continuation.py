@@ -30,6 +30,7 @@ from pulse88.vocabulary import BOS, EVENT_TOKENS
 
 WEIGHTS_NAME = "pulse88-40m.safetensors"
 SEED_PART_NAME = "Seed"  # of a performance, whose parts have no names
+MOST_MISSING = 10_000  # notes that a file may lack of those it says it has, and is replayed; else it may say any number
 
 Seed = Performance | str | Path | bytes
 
@@ -210,8 +211,9 @@ class Continuer:
     def replay(self, source: str | Path | bytes) -> Playing:
         """The take that a file written by `Continuation.write` holds, about to be made again from its settings.
 
-        The bytes are the same if weights, engine and pulse88's version are; ValueError for other weights, and for a
-        file without pulse88's settings. Another engine may differ where two ids are almost equally likely.
+        The bytes are the same if weights, engine and pulse88's version are; ValueError for other weights, for a file
+        without pulse88's settings, and for one that says it has over MOST_MISSING notes more than it has. Another
+        engine may differ where two ids are almost equally likely.
         """
         name = _name_of(source)
         provenance = provenance_of(source)
@@ -223,6 +225,11 @@ class Continuer:
                 f"{self.weights.sha256[:16]}...): name the files it was made with by --weights, --adapter"
             )
         heard, report = midi_file.read(source)
+        if provenance.new_notes > len(heard) + MOST_MISSING:
+            raise ValueError(
+                f"{name} says that {provenance.new_notes:,} of its notes are new, and holds {len(heard):,} in all: its "
+                f"settings are damaged, or it was cut short; at most {MOST_MISSING:,} that it lacks are made again"
+            )
         if provenance.only_new:
             seed, boundary = Performance(tempos=heard.tempos, meters=heard.meters), 0.0
         else:
