@@ -489,6 +489,7 @@ def layer_results(call: Callable[..., Any], layer_states: Any) -> list[Any]:
     return [out.detach(), gradient, *(tensor.detach() for mixer in after for tensor in tensors_of(mixer))]
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # what torch says on Python 3.13.0
 def test_a_layer_is_one_graph() -> None:
     """No graph break, so that a compiler sees the elementwise work around the kernels; traced, run as it is."""
     model = model_of(SMALL)
