@@ -192,11 +192,27 @@ def test_what_is_remembered_is_bounded_by_its_size_too() -> None:
     large = memory.seeds.add(Seed("me", bytes(5000), b"{}"))
     assert len(memory.seeds) == 1 and memory.seeds.get(large.id)
     settings: dict[str, Any] = {}
-    takes = [memory.takes.add(Take("me", large, settings, 0, 0)) for _ in range(3)]
+    takes = [memory.takes.add(Take("me", seeds[-1], settings, 0, 0)) for _ in range(3)]
     for take in takes:
         take.notes += [[0.0] * 5] * 5
     memory.takes.settle()
     assert [memory.takes.find(take.id) is not None for take in takes] == [False, True, True]
+
+
+def test_takes_keep_no_more_of_forgotten_seeds_than_seeds_may_have() -> None:
+    memory = Memory(replace(Limits(), seed_bytes=1000, seeds_per_visitor=2), Metrics())
+    takes: list[Take] = []
+    for _ in range(5):
+        seed = memory.seeds.add(Seed("me", bytes(300), b"{}"))
+        takes += [memory.takes.add(Take("me", seed, {}, 0, number)) for number in range(2)]
+    assert (
+        len(memory.seeds) == 2
+        and [memory.takes.find(take.id) is not None for take in takes] == [False] * 4 + [True] * 6
+    )
+    for take in takes:
+        memory.takes.drop(take.id)
+    large = [memory.takes.add(Take("me", Seed("me", bytes(size), b"{}"), {}, 0, 0)) for size in (5000, 996)]
+    assert [memory.takes.find(take.id) is not None for take in large] == [False, True]
 
 
 def test_a_seeds_facts_come_as_they_went(server: Running) -> None:

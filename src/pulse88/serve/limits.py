@@ -27,7 +27,7 @@ class Limits:
     seeds_per_visitor: int = 64
     takes_per_visitor: int = 256
     seeds: int = 2000
-    seed_bytes: int = 256 * MEBI  # all together
+    seed_bytes: int = 256 * MEBI  # all together, and those that takes were made of once more
     takes_in_all: int = 10_000
     notes_in_all: int = 1_000_000  # of all takes; some 200 MB
     snapshots_per_visitor: int = 24

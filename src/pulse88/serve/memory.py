@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -141,8 +141,8 @@ class Shelf(Generic[Item]):
         """The thing of that id; None if there is none."""
         return self.get(id_) if id_ in self._items else None
 
-    def drop(self, id_: str) -> None:
-        """Forgets it."""
+    def drop(self, id_: str) -> Item | None:
+        """Forgets it; what it was."""
         item = self._items.pop(id_, None)
         if item is not None:
             mine = self._of[item.visitor]
@@ -150,6 +150,36 @@ class Shelf(Generic[Item]):
             if not mine:
                 del self._of[item.visitor]
             self._metrics.held(self._noun + "s", len(self._items))
+        return item
+
+
+class Takes(Shelf[Take]):
+    """Takes. They keep the seeds that they were made of, forgotten ones too, so these are bounded here as well."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        super().__init__("take", limits.takes_in_all, limits.takes_per_visitor, limits.notes_in_all, metrics)
+        self._most_bytes = limits.seed_bytes
+        self._of_seed: Counter[Seed] = Counter()
+        self._bytes = 0  # of all their seeds
+
+    def add(self, item: Take) -> Take:
+        self._bytes += 0 if item.seed in self._of_seed else item.seed.size
+        self._of_seed[item.seed] += 1
+        return super().add(item)
+
+    def settle(self) -> None:
+        super().settle()
+        while self._bytes > self._most_bytes and len(self) > 1:
+            self.drop(next(iter(self._items)))
+
+    def drop(self, id_: str) -> Take | None:
+        take = super().drop(id_)
+        if take is not None:
+            self._of_seed[take.seed] -= 1
+            if not self._of_seed[take.seed]:
+                del self._of_seed[take.seed]
+                self._bytes -= take.seed.size
+        return take
 
 
 class Snapshots:
@@ -228,9 +258,7 @@ class Memory:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.seeds: Shelf[Seed] = Shelf("seed", limits.seeds, limits.seeds_per_visitor, limits.seed_bytes, metrics)
-        self.takes: Shelf[Take] = Shelf(
-            "take", limits.takes_in_all, limits.takes_per_visitor, limits.notes_in_all, metrics
-        )
+        self.takes = Takes(limits, metrics)
         self.snapshots = Snapshots(limits, metrics)
 
     def state_before(self, take: Take, events: int) -> bytes:
