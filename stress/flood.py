@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Floods a server of its own on loopback: `python stress/flood.py [--minutes 10] [--times 4]`.
+"""Floods a server of its own on loopback: `python stress/flood.py [--minutes 10] [--times 4] [--tiny]`.
 
 First it measures what the server can do: takes a second, with as many visitors as it has workers. Then so many times as
 many come for some minutes, and beside them all the time:
@@ -12,7 +12,9 @@ many come for some minutes, and beside them all the time:
 
 At last some visitors come as if nothing had been. What has to hold: every take that was let in comes whole, with no
 note lost or doubled; who is refused gets 429 or 413, with Retry-After where it may be tried again; nothing is answered
-by 5xx; health is told all the time; and the memory of server and workers stays where it is from the third minute on.
+by 5xx; health is told all the time; and the memory of server and workers stays where it is from the third minute on, or
+from when the server has as many takes as it may remember: until then it grows by them. With tiny weights, which make a
+take in milliseconds, that many come in a few minutes.
 """
 
 from __future__ import annotations
@@ -31,11 +33,18 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
+
+from pulse88.config import TINY
+from pulse88.engine import weights as weights_file
+from pulse88.engine.weights import random_tensors
+from pulse88.serve.limits import STANDARD
+from pulse88.vocabulary import FINE
 
 SEED = Path(__file__).parents[1] / "examples" / "motif" / "seed.mid"
 HEAD = "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Visitor: {visitor}\r\n{more}\r\n"
@@ -269,6 +278,7 @@ class Watch:
     def __init__(self, flood: Flood, server: int) -> None:
         self.flood, self.server = flood, server
         self.rows: list[tuple[float, float, float]] = []  # minutes, MB of the server, MB of its workers
+        self.full: float | None = None  # minutes after which it had as many takes as it may remember
         self.most_waiting = self.looks = 0
         self.slowest = 0.0
 
@@ -276,11 +286,8 @@ class Watch:
         began = told = time.monotonic()
         while not self.flood.over:
             asked = time.monotonic()
-            reader, writer = await self.flood.open()
-            writer.write(self.flood.head("GET", "/v1/health", Connection="close"))
-            status, _ = await answer(reader)
-            waiting = json.loads(await reader.read())["waiting"]
-            writer.close()
+            status, told_body = await self.ask("/v1/health")
+            waiting = json.loads(told_body)["waiting"]
             now = time.monotonic()
             if status != 200:
                 self.flood.wrong.append(f"health is {status}")
@@ -290,13 +297,31 @@ class Watch:
             if now - told >= 60 or len(self.rows) == 1:
                 told = now
                 minutes, server, workers = self.rows[-1]
+                held = await self.held()
+                if self.full is None and held["takes"] >= STANDARD.takes_in_all:
+                    self.full = minutes
                 files = len(list(Path(f"/proc/{self.server}/fd").iterdir()))
                 print(
                     f"{minutes:5.1f} min: server {server:6.0f} MB, workers {workers:6.0f} MB, {waiting:3d} wait, ",
                     end="",
                 )
-                print(f"{files} open files, {self.flood.count['whole']} takes whole", flush=True)
+                print(f"{files} open files, {self.flood.count['whole']} takes whole; it remembers ", end="")
+                print(f"{held['takes']:.0f} takes, {held['seeds']:.0f} seeds", flush=True)
             await asyncio.sleep(5)
+
+    async def ask(self, path: str) -> tuple[int, bytes]:
+        """Status and body."""
+        reader, writer = await self.flood.open()
+        writer.write(self.flood.head("GET", path, Connection="close"))
+        status, _ = await answer(reader)
+        body = await reader.read()
+        writer.close()
+        return status, body
+
+    async def held(self) -> dict[str, float]:
+        """How much the server remembers, by kind."""
+        _, body = await self.ask("/metrics")
+        return {kind: float(count) for kind, count in re.findall(r'pulse88_held{what="(\w+)"} (\S+)', body.decode())}
 
     def slope(self, column: int, since: float = 2.0) -> tuple[float, float]:
         """MB a minute from a minute on, by least squares, and MB there at first."""
@@ -353,11 +378,11 @@ async def run(port: int, server: int, asked: argparse.Namespace) -> bool:
     print(f"  first note after {waits[len(waits) // 2]:.1f} s (median), {waits[-1]:.1f} s (last)")
     print(f"  at most {watch.most_waiting} works waited")
     print(f"  health was told {watch.looks} times, after {watch.slowest:.2f} s at most")
-    flat = True
+    flat, since = True, max(2.0, watch.full or 0.0)
     for name, column in (("server", 1), ("workers", 2)):
-        slope, first = watch.slope(column)
+        slope, first = watch.slope(column, since)
         flat &= slope <= MOST_MEMORY_SLOPE * first
-        print(f"  memory of the {name} from the third minute on: {first:.0f} MB, {slope:+.1f} MB a minute")
+        print(f"  memory of the {name} from minute {since:.1f} on: {first:.0f} MB, {slope:+.1f} MB a minute")
     await asyncio.sleep(2)
     after = [await flood.visit() for _ in range(10)]
     print(f"afterwards {sum(after)} of 10 visitors had their takes; server and workers now {memory(server)} MB")
@@ -374,7 +399,17 @@ def main() -> int:
     parser.add_argument("--notes", type=int, default=12, help="of an ordinary visitor's take")
     parser.add_argument("--capacity-seconds", type=float, default=30.0)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="tiny weights, so that the server has to forget takes")
     asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if asked.tiny:
+            asked.weights = Path(folder) / "tiny.safetensors"
+            weights_file.save(asked.weights, random_tensors(TINY, 1), weights_file.metadata_of(TINY, FINE))
+        return flood(asked)
+
+
+def flood(asked: argparse.Namespace) -> int:
+    """The exit status."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     command = [sys.executable, "-m", "pulse88", "serve", "--port", "0", "--workers", str(asked.workers)]
