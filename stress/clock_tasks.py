@@ -127,44 +127,50 @@ def serve(room: Path) -> Run:
         _, expected, _ = kill_serve.undisturbed(weights, 1)
         clock.jump()
         server = kill_serve.Server(weights, 1)
-        assert server.wait(b"Ready", time.monotonic() + kill_serve.READY)
-        began, rounds, cut = time.monotonic(), 0, 0.0
-        duets: list[Duet] = []
-        with socket.create_connection(("127.0.0.1", server.port)) as silent:
-            silent.setblocking(False)
-            while clock.jumps < jumps or not cut:
-                visits = kill_serve.listen(server.port)
-                if not duets or not duets[-1].is_alive():
-                    duets.append(Duet(server.port))
-                while any(visit.is_alive() for visit in visits):
-                    clock.jump()
-                    clock.pause()
-                    cut = cut or silence(silent, began)
-                for visit in visits:
-                    visit.join()
-                    assert visit.last.get("type") == "done", f"a take ended with {visit.last}"
-                    assert visit.notes == expected[visit.number], "a take has other notes"
-                rounds += 1
-            while duets[-1].is_alive():
-                clock.jump()
-                clock.pause()
-        for duet in duets:
-            assert not duet.wrong, duet.wrong
-        assert SILENCE[0] < cut < SILENCE[1], f"who says nothing was cut off after {cut:.1f} s"
-        negative = [line for line in metrics(server.port) if line.rpartition(" ")[2].startswith("-")]
-        assert not negative, f"figures below 0: {negative}"
-        os.kill(server.process.pid, signal.SIGINT)
-        ended = server.process.ended(kill_serve.READY)
-        assert ended and not ended.status, f"it did not stop cleanly: {ended}"
-        server.close()
-        waits = [wait for duet in duets for wait in duet.waits]
-        said = f"{rounds * kill_serve.VISITORS} takes of {kill_serve.NOTES} notes, note for note those without; "
-        said += (
-            f"{len(waits)} answers in duets came {min(waits):.2f} to {max(waits):.2f} s after the phrase, the pause "
-        )
-        return said + f"being {Duet.PAUSE} s; who says nothing was cut off after {cut:.1f} s"
+        try:
+            return visited(clock, jumps, server, expected)
+        finally:
+            server.process.kill()
+            server.close()
 
     return run
+
+
+def visited(clock: Clock, jumps: int, server: kill_serve.Server, expected: list[list[list[float]]]) -> str:
+    """What came of the visits to a server."""
+    assert server.wait(b"Ready", time.monotonic() + kill_serve.READY)
+    began, rounds, cut = time.monotonic(), 0, 0.0
+    duets: list[Duet] = []
+    with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.setblocking(False)
+        while clock.jumps < jumps or not cut:
+            visits = kill_serve.listen(server.port)
+            if not duets or not duets[-1].is_alive():
+                duets.append(Duet(server.port))
+            while any(visit.is_alive() for visit in visits):
+                clock.jump()
+                clock.pause()
+                cut = cut or silence(silent, began)
+            for visit in visits:
+                visit.join()
+                assert visit.last.get("type") == "done", f"a take ended with {visit.last}"
+                assert visit.notes == expected[visit.number], "a take has other notes"
+            rounds += 1
+        while duets[-1].is_alive():
+            clock.jump()
+            clock.pause()
+    for duet in duets:
+        assert not duet.wrong, duet.wrong
+    assert SILENCE[0] < cut < SILENCE[1], f"who says nothing was cut off after {cut:.1f} s"
+    negative = [line for line in metrics(server.port) if line.rpartition(" ")[2].startswith("-")]
+    assert not negative, f"figures below 0: {negative}"
+    os.kill(server.process.pid, signal.SIGINT)
+    ended = server.process.ended(kill_serve.READY)
+    assert ended and not ended.status, f"it did not stop cleanly: {ended}"
+    waits = [wait for duet in duets for wait in duet.waits]
+    said = f"{rounds * kill_serve.VISITORS} takes of {kill_serve.NOTES} notes, note for note those without; "
+    said += f"{len(waits)} answers in duets came {min(waits):.2f} to {max(waits):.2f} s after the phrase, the pause "
+    return said + f"being {Duet.PAUSE} s; who says nothing was cut off after {cut:.1f} s"
 
 
 def silence(silent: socket.socket, began: float) -> float:
