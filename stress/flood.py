@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Floods a server of its own on loopback: `python stress/flood.py [--minutes 10] [--times 4] [--tiny]`.
+"""Floods a server of its own on loopback: `python stress/flood.py [--minutes 10] [--times 4] [--limit NAME=NUMBER]`.
 
 First it measures what the server can do: takes a second, with as many visitors as it has workers. Then so many times as
 many come for some minutes, and beside them all the time:
@@ -13,8 +13,8 @@ many come for some minutes, and beside them all the time:
 At last some visitors come as if nothing had been. What has to hold: every take that was let in comes whole, with no
 note lost or doubled; who is refused gets 429 or 413, with Retry-After where it may be tried again; nothing is answered
 by 5xx; health is told all the time; and the memory of server and workers stays where it is from the third minute on, or
-from when the server has as many takes as it may remember: until then it grows by them. With tiny weights, which make a
-take in milliseconds, that many come in a few minutes.
+from when the server has as many takes as it may remember: until then it grows by them. --limit lowers that number, and
+other bounds of limits.py; --tiny has tiny weights, which make a take in milliseconds.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pulse88.config import TINY
 from pulse88.engine import weights as weights_file
 from pulse88.engine.weights import random_tensors
-from pulse88.serve.limits import STANDARD
+from pulse88.serve.limits import STANDARD, Limits
+from pulse88.serve.run import ServeConfig, serve
 from pulse88.vocabulary import FINE
 
 SEED = Path(__file__).parents[1] / "examples" / "motif" / "seed.mid"
@@ -275,8 +277,8 @@ def memory(server: int) -> tuple[float, float]:
 class Watch:
     """Looks at the server every few seconds."""
 
-    def __init__(self, flood: Flood, server: int) -> None:
-        self.flood, self.server = flood, server
+    def __init__(self, flood: Flood, server: int, most_takes: int) -> None:
+        self.flood, self.server, self.most_takes = flood, server, most_takes
         self.rows: list[tuple[float, float, float]] = []  # minutes, MB of the server, MB of its workers
         self.full: float | None = None  # minutes after which it had as many takes as it may remember
         self.most_waiting = self.looks = 0
@@ -298,7 +300,7 @@ class Watch:
                 told = now
                 minutes, server, workers = self.rows[-1]
                 held = await self.held()
-                if self.full is None and held["takes"] >= STANDARD.takes_in_all:
+                if self.full is None and held["takes"] >= self.most_takes:
                     self.full = minutes
                 files = len(list(Path(f"/proc/{self.server}/fd").iterdir()))
                 print(
@@ -306,7 +308,8 @@ class Watch:
                     end="",
                 )
                 print(f"{files} open files, {self.flood.count['whole']} takes whole; it remembers ", end="")
-                print(f"{held['takes']:.0f} takes, {held['seeds']:.0f} seeds", flush=True)
+                print(f"{held['takes']:.0f} takes, {held['seeds']:.0f} seeds, ", end="")
+                print(f"{held['snapshot_bytes'] / 1e6:.0f} MB of states", flush=True)
             await asyncio.sleep(5)
 
     async def ask(self, path: str) -> tuple[int, bytes]:
@@ -355,7 +358,7 @@ async def run(port: int, server: int, asked: argparse.Namespace) -> bool:
     print(f"it can do {able:.2f} takes of {asked.notes} notes a second; {rate:.2f} a second come now", flush=True)
     flood.count.clear()
     flood.first_notes.clear()
-    watch = Watch(flood, server)
+    watch = Watch(flood, server, limits(asked).takes_in_all)
     watching = asyncio.create_task(watch.run())
     nuisances = [asyncio.create_task(nuisance) for nuisance in flood.nuisances()]
     visits: list[asyncio.Task[bool]] = []
@@ -399,8 +402,16 @@ def main() -> int:
     parser.add_argument("--notes", type=int, default=12, help="of an ordinary visitor's take")
     parser.add_argument("--capacity-seconds", type=float, default=30.0)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="tiny weights, so that the server has to forget takes")
+    parser.add_argument("--tiny", action="store_true", help="tiny weights")
+    parser.add_argument(
+        "--limit", action="append", default=[], metavar="NAME=NUMBER", help="another bound of the server"
+    )
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.serve:
+        config = ServeConfig(port=0, workers=asked.workers, weights=asked.weights, limits=limits(asked))
+        serve(config, lambda line: print(line, flush=True))
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         if asked.tiny:
             asked.weights = Path(folder) / "tiny.safetensors"
@@ -408,12 +419,17 @@ def main() -> int:
         return flood(asked)
 
 
+def limits(asked: argparse.Namespace) -> Limits:
+    return replace(STANDARD, **{name: int(number) for name, _, number in (text.partition("=") for text in asked.limit)})
+
+
 def flood(asked: argparse.Namespace) -> int:
     """The exit status."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    command = [sys.executable, "-m", "pulse88", "serve", "--port", "0", "--workers", str(asked.workers)]
+    command = [sys.executable, __file__, "--serve", "--workers", str(asked.workers)]
     command += ["--weights", str(asked.weights)] if asked.weights else []
+    command += [word for text in asked.limit for word in ("--limit", text)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
