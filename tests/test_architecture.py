@@ -38,7 +38,7 @@ HOUSE = (
     Room(3, "rooms", "page"),
     Room(4, "doors", "terminal cli cli_train cli_evaluate cli_data cli_serve __main__"),
     Room(4, "doors", "serve serve.limits serve.problems serve.messages serve.turns serve.metrics serve.examples"),
-    Room(4, "doors", "serve.uploads serve.samples"),
+    Room(4, "doors", "serve.uploads serve.samples serve.heap"),
     Room(4, "doors", "serve.room serve.duet_room serve.worker serve.pool serve.memory serve.takes serve.schemas"),
     Room(4, "doors", "serve.duet_messages serve.phrase serve.history serve.guard serve.streams serve.service"),
     Room(4, "doors", "serve.connections serve.load serve.duet serve.documented serve.page_routes serve.app serve.run"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -288,3 +289,22 @@ def test_a_message_that_is_cut_or_none_of_ours_is_an_error() -> None:
         receive(io.BytesIO(whole[:-1]))
     with pytest.raises(ValueError, match="none of ours"):
         receive(io.BytesIO(b"\xff\xff\xff\xff"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_large_blocks_are_given_back_when_they_are_freed() -> None:
+    script = """
+import re
+from pathlib import Path
+from pulse88.serve.heap import map_large_blocks
+def kilobytes():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+map_large_blocks()
+for _ in range(3):
+    blocks = [bytearray(b"1") * 8_000_000 for _ in range(20)]
+    before = kilobytes()
+    del blocks[:-1]  # The last one is the last in a heap, too.
+    print(before - kilobytes())
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert all(int(freed) > 19 * 7_000 for freed in done.stdout.split()), done.stdout

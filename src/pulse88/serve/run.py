@@ -18,6 +18,7 @@ import uvicorn
 from pulse88.serve.app import application
 from pulse88.serve.connections import MOST, Connection, Socket
 from pulse88.serve.guard import LOOPBACK, Doorway, is_loopback
+from pulse88.serve.heap import map_large_blocks
 from pulse88.serve.limits import STANDARD, Limits
 from pulse88.serve.problems import Problem
 from pulse88.serve.service import Service
@@ -59,6 +60,7 @@ def serve(config: ServeConfig, tell: Callable[[str], None], *, open_browser: boo
 
     OSError if the address can't be listened on; ValueError if no worker can begin.
     """
+    map_large_blocks()
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when all is closed
         asyncio.run(_serve(config, tell, open_browser))
 

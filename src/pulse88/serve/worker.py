@@ -25,6 +25,7 @@ from pulse88.engine.layout import parameter_count
 from pulse88.originality import default_index
 from pulse88.overlap_index import OverlapIndex, OverlapIndexError
 from pulse88.serve.duet_room import DuetRoom
+from pulse88.serve.heap import map_large_blocks
 from pulse88.serve.limits import Limits
 from pulse88.serve.messages import Message, receive, send
 from pulse88.serve.room import Room
@@ -102,6 +103,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     limits = Limits(**asked["limits"])
     _bound_memory(limits.worker_bytes)
+    map_large_blocks()
     try:
         continuer = Continuer(asked["weights"], asked["engine"], asked["adapter"])
         index = _index(asked["index"])
