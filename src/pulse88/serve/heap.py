@@ -10,7 +10,7 @@ import ctypes
 import sys
 
 MAP_FROM = -3  # glibc's M_MMAP_THRESHOLD
-LARGE = 4 * 2**20  # bytes
+LARGE = 2**20  # bytes
 
 
 def map_large_blocks() -> None:
