@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
@@ -61,8 +62,8 @@ def test_a_killed_worker_is_replaced_and_its_take_goes_on_note_for_note(weights:
         assert "pulse88_workers_lost_total 1.0" in server.ask("GET", "/metrics").body.decode()
 
 
-def test_what_kills_every_worker_is_given_up_and_the_server_lives(server: Running) -> None:
-    """Whoever takes this one up dies: it is tried three times, and then told."""
+def events_where_players_meet(server: Running, sent: signal.Signals) -> list[dict]:
+    """What a long take tells while whoever takes it up gets a signal."""
     heard: list[dict] = []
     over = threading.Event()
 
@@ -77,17 +78,27 @@ def test_what_kills_every_worker_is_given_up_and_the_server_lives(server: Runnin
         assert time.monotonic() < end
         for worker in list(server.service.pool._workers):
             if worker.work is not None and worker.work.kind == "play":
-                worker.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.process.pid, sent)
+    return heard
+
+
+def test_what_kills_every_worker_is_given_up_and_the_server_lives(server: Running) -> None:
+    """Whoever takes this one up dies: it is tried three times, and then told."""
+    heard = events_where_players_meet(server, signal.SIGKILL)
     assert heard[-1]["type"] == "error" and "ends whoever tries" in heard[-1]["problem"]["detail"]
     server.wait_until_ready()
     assert server.events({**LONG, "settings": {"notes": 3}})[-1]["type"] == "done"
 
 
 def test_a_work_that_takes_too_long_ends_with_its_worker(weights: Path) -> None:
+    """Whoever takes this one up stands still."""
     with running(weights, limits=Limits(work_seconds=0.3, longest_slice_seconds=30.0)) as server:
-        told = server.events(LONG | {"settings": {"notes": 4000}})
-        assert told[-1]["type"] == "error" and "takes too long" in told[-1]["problem"]["detail"]
+        pids = server.pids()
+        heard = events_where_players_meet(server, signal.SIGSTOP)
+        assert heard[-1]["type"] == "error" and "takes too long" in heard[-1]["problem"]["detail"]
         server.wait_until_ready()
+        assert not set(pids) & set(server.pids())
 
 
 def test_first_notes_come_in_the_order_of_asking_while_all_play(server: Running) -> None:
