@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pulse88.batches import Batches, TokenCorpus
+from pulse88.batches import Ahead, Batches, TokenCorpus
 from pulse88.config import TINY_RECIPE
 from pulse88.vocabulary import BLOCKS, BOS, EOS, EVENT_TOKENS, FINE, GRIDS, PAD, Grammar, Slot, TimeGrid
 
@@ -259,3 +259,26 @@ def test_a_corpus_that_does_not_add_up_is_refused() -> None:
         TokenCorpus(np.zeros(10, np.uint8), np.array([4, 5]), ("a", "b"))
     with pytest.raises(ValueError, match="no pieces"):
         TokenCorpus(np.zeros(0, np.uint8), np.zeros(0, np.int64), ())
+
+
+def test_batches_made_ahead_are_those_that_are_asked_for() -> None:
+    batches = Batches(MIXED, replace(CONFIG, transpose_down=5, transpose_up=6))
+    ahead = Ahead(batches, 1, 3)
+    for step in (0, 1, 2, 7, 8, 3, 3, 4):
+        np.testing.assert_array_equal(ahead.batch(step), batches.batch(step, 1, 3))
+    ahead.close()
+
+
+def test_a_batch_that_fails_ahead_fails_when_it_is_asked_for() -> None:
+    class Failing(Batches):
+        def batch(self, step: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+            if step == 1:
+                raise ValueError("no step 1")
+            return super().batch(step, rank, world)
+
+    ahead = Ahead(Failing(MIXED, CONFIG))
+    ahead.batch(0)
+    with pytest.raises(ValueError, match="no step 1"):
+        ahead.batch(1)
+    np.testing.assert_array_equal(ahead.batch(2), Batches(MIXED, CONFIG).batch(2))
+    ahead.close()

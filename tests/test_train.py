@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 from made_data import make_data  # noqa: E402
 from pulse88 import checkpoint, training_log  # noqa: E402
 from pulse88 import train as training  # noqa: E402
-from pulse88.batches import Batches  # noqa: E402
+from pulse88.batches import Ahead, Batches  # noqa: E402
 from pulse88.checkpoint import CheckpointError  # noqa: E402
 from pulse88.config import TINY_RECIPE, TrainConfig  # noqa: E402
 from pulse88.engine import weights as weights_file  # noqa: E402
@@ -109,15 +109,15 @@ def same_end(run: Path, other: Path) -> bool:
 
 
 def at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acts when the batch of a step is made, in the middle of training."""
-    make = Batches.batch
+    """Acts when a step takes its batch, in the middle of training."""
+    take = Ahead.batch
 
-    def batch(self: Batches, number: int, *arguments: int) -> Any:
+    def batch(self: Ahead, number: int) -> Any:
         if number == step:
             act()
-        return make(self, number, *arguments)
+        return take(self, number)
 
-    monkeypatch.setattr(Batches, "batch", batch)
+    monkeypatch.setattr(Ahead, "batch", batch)
 
 
 # ---------------------------------------------------------------- learning

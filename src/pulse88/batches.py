@@ -17,6 +17,7 @@ near 1 where the piece is many windows long or little less than a whole number o
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -139,3 +140,29 @@ class Batches:
         offset = np.where(snap & (rank_in_piece == count - 1) & (count > 1), to_end, offset)
         order = random.permutation(len(piece))
         return piece[order], offset[order]
+
+
+class Ahead:
+    """The batches of one process, each made in a thread while the step before it computes.
+
+    Nothing depends on which steps are asked for: another step than the next one is made when it is asked for.
+    """
+
+    def __init__(self, batches: Batches, rank: int = 0, world: int = 1) -> None:
+        self._batches, self._share = batches, (rank, world)
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._coming: tuple[int, Future[NDArray[np.int64]]] | None = None
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """[B / world, T + 1] as `Batches.batch`, with its errors; the next step's is begun."""
+        coming, self._coming = self._coming, None
+        if coming and coming[0] == step:
+            ids = coming[1].result()
+        else:
+            ids = self._batches.batch(step, *self._share)
+        self._coming = step + 1, self._thread.submit(self._batches.batch, step + 1, *self._share)
+        return ids
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pulse88 import checkpoint, samples, shards
-from pulse88.batches import Batches, TokenCorpus
+from pulse88.batches import Ahead, Batches, TokenCorpus
 from pulse88.checkpoint import CheckpointError, Circumstances, Progress
 from pulse88.config import TrainConfig
 from pulse88.delta_rule import Kernel
@@ -194,6 +194,7 @@ class Trainer:
         self.config, self.ranks = config, ranks
         self.batches = Batches(corpus, config)
         self.batches.numbers(0, ranks.rank, ranks.world)
+        self._ahead = Ahead(self.batches, ranks.rank, ranks.world)
         self.precision = precision_on(ranks.device, config)
         torch.manual_seed(config.seed)
         self.model = Pulse88(config.model_config, kernel or ("fla" if ranks.device.type == "cuda" else "chunked"))
@@ -227,6 +228,7 @@ class Trainer:
 
     def leave(self) -> None:
         """Lets go of the other processes, before their group is destroyed: torch waits forever the other way round."""
+        self._ahead.close()
         if self._parallel is not self.model:
             self._parallel = self.model
             gc.collect()
@@ -238,7 +240,7 @@ class Trainer:
         """
         config, ranks = self.config, self.ranks
         set_learning_rate(self.optimizers, config.learning_rate_at(step))
-        ids = torch.from_numpy(self.batches.batch(step, ranks.rank, ranks.world))
+        ids = torch.from_numpy(self._ahead.batch(step))
         if ranks.device.type == "cuda":
             ids = ids.pin_memory().to(ranks.device, non_blocking=True)
         inputs, targets, counts = split_targets(ids, config.context_tokens)
