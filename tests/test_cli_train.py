@@ -181,7 +181,7 @@ def test_from_data_to_weights_that_play(trained: Path, data: Path, tmp_path: Pat
     good("export", trained, "-o", exact, "--fp32", "--note", "licence=CC0", "--note", "name=mine=ours")
     told = good("export", trained, "-o", small).stdout
     weights, quantised = weights_file.read(exact), weights_file.read(small)
-    assert weights.config == replace(TINY, embedding_init_std=0.5, position_init_std=0.5)
+    assert weights.config == replace(TINY, embedding_init_std=0.5)
     assert weights.grid == FINE
     assert (weights.quantised, quantised.quantised) == (False, True)
     state = json.loads((trained / "checkpoints" / "step-00000004" / "state.json").read_text())

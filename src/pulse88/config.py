@@ -300,7 +300,6 @@ PUBLISHED_RECIPE = TrainConfig()
 RELEASE_RECIPE = TrainConfig(
     dropout=0.0,
     embedding_init_std=0.5,
-    position_init_std=0.5,
     batch_windows=64,
     micro_windows=32,
     steps=5_000,

@@ -256,7 +256,7 @@ def recipe() -> Suite:
 
     rows = (
         row("release", "the release recipe", seeds=MAIN_SEEDS),
-        row("quiet-positions", "the position table begins small", seeds=MAIN_SEEDS, position_init_std=0.02),
+        row("loud-positions", "the position table begins as large as the token table", position_init_std=0.5),
         row("batch-16", "half as many windows a step, twice as many steps", **batches_of(16)),
         row("batch-64", "twice as many windows a step, half as many steps", **batches_of(64)),
         row("muon-2e-3", "half the rate of Muon", muon_learning_rate=2e-3),
