@@ -203,6 +203,7 @@ def test_a_recipe_sets_its_models_dropout_and_scale() -> None:
         ({"learning_rate": math.nan}, "learning_rate must be positive, not nan"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more"),
         ({"beta2": 1.0}, "beta2 must be in"),
+        ({"average_decay": 1.0}, "average_decay must be in"),
         ({"optimizer": "muon"}, "muon needs a muon_learning_rate above 0"),
         ({"constant_share": 1.5}, r"constant_share must be in \[0, 1\], not 1\.5"),
         ({"floor": -0.1}, "floor must be in"),

@@ -46,6 +46,7 @@ CONFIG = replace(
     checkpoint_every=100,
     samples=0,
 )
+AVERAGED = replace(CONFIG, average_decay=0.3)  # reached after the fifth step, so both ends of its rule count
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,6 +79,17 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def averaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of AVERAGED in one go."""
+    run = tmp_path_factory.mktemp("averaged") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_log, "has_tensorboard", lambda: False)
+        patch.setattr(training_log, "draw_curve", lambda run: None)
+        train(AVERAGED, data, run)
+    return run
+
+
 def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -99,7 +111,8 @@ def files(run: Path, step: int) -> dict[str, bytes]:
 def same_end(run: Path, other: Path) -> bool:
     """Weights, moments, exact losses and what validation found, bit for bit."""
     a, b = files(run, 6), files(other, 6)
-    assert set(a) == {"weights.safetensors", "optimizer.safetensors", "state.json"}
+    averaged = {"raw.safetensors"} if json.loads(a["state.json"])["config"]["average_decay"] else set()
+    assert set(a) == {"weights.safetensors", "optimizer.safetensors", "state.json"} | averaged
     found = [
         [line["bits_per_note"] for line in lines(folder) if line.get("event") == "validation" and line["step"] == 6]
         for folder in (run, other)
@@ -201,6 +214,64 @@ def test_the_context_alone_is_no_batch(data: Path, tmp_path: Path) -> None:
         train(replace(CONFIG, window=220, context_tokens=200), data, tmp_path / "run")
 
 
+# ---------------------------------------------------------------- the average of the weights
+
+
+def test_the_average_by_hand(data: Path) -> None:
+    trainer = make_trainer(AVERAGED, data)
+    expected: dict[str, Any] = {}
+    for step in range(6):
+        trainer.step(step)
+        decay = min(0.3, step / (step + 9))
+        weights = {name: p.detach().double().clone() for name, p in trainer.model.named_parameters()}
+        expected = {name: decay * expected.get(name, 0) + (1 - decay) * w for name, w in weights.items()}
+    assert trainer.average is not None
+    assert decay == 0.3
+    assert trainer.average.tensors.keys() == trainer.model.state_dict().keys()
+    for name, tensor in trainer.average.tensors.items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-6, atol=1e-7)
+    assert any(not torch.equal(t.double(), weights[name]) for name, t in trainer.average.tensors.items())
+
+
+def test_the_average_is_what_is_validated_and_saved_and_not_what_trains(
+    averaged: Path, straight: Path, data: Path
+) -> None:
+    assert exact(averaged) == exact(straight)
+    assert files(averaged, 6)["raw.safetensors"] == files(straight, 6)["weights.safetensors"]
+    found, plain = (lines(run)[-2]["bits_per_note"] for run in (averaged, straight))
+    trainer = make_trainer(CONFIG, data)
+    folder = averaged / "checkpoints" / "step-00000006"
+    held_out = training.shards.read_split(data, "validation")
+    for name, bits in (("weights.safetensors", found), ("raw.safetensors", plain)):
+        checkpoint.put(weights_file.read(folder / name), trainer.model)
+        assert trainer.validate(held_out).bits_per_note == bits
+    assert found != plain
+
+
+def test_samples_are_of_the_average(
+    averaged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[Any] = []
+
+    def play(tensors: dict[str, Any], *arguments: Any, **named: Any) -> list[Any]:
+        played.append({name: value.copy() for name, value in tensors.items()})
+        return []
+
+    monkeypatch.setattr(training.samples, "play", play)
+    train(replace(AVERAGED, samples=1), data, tmp_path / "run")
+    weights = weights_file.read(averaged / "checkpoints" / "step-00000006" / "weights.safetensors")
+    assert len(played) == 2
+    assert all(np.array_equal(value, weights.tensors[name]) for name, value in played[-1].items())
+
+
+def test_an_average_begins_with_given_weights(straight: Path, data: Path, tmp_path: Path) -> None:
+    """Not with the random ones that they take the place of."""
+    given = checkpoint.list_checkpoints(straight)[-1] / checkpoint.WEIGHTS_NAME
+    still = replace(AVERAGED, steps=2, warmup_steps=0, learning_rate=1e-30, muon_learning_rate=1e-30, weight_decay=0.0)
+    train(still, data, tmp_path / "run", initial=given)
+    assert files(tmp_path / "run", 2)["weights.safetensors"] == given.read_bytes()
+
+
 # ---------------------------------------------------------------- stopping and going on
 
 
@@ -226,6 +297,12 @@ def test_dropout_is_what_resuming_is_about(straight: Path, data: Path, tmp_path:
         patch.setattr(Trainer, "_seed_dropout", lambda self, number: None)
         train(CONFIG, data, run)
     assert not same_end(run, straight)
+
+
+def test_an_average_resumes_bit_for_bit(averaged: Path, data: Path, tmp_path: Path) -> None:
+    run = half_way(data, tmp_path / "run", AVERAGED)
+    assert train(AVERAGED, data, run, resume=True).ended_by == "finished"
+    assert same_end(run, averaged)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -426,7 +503,7 @@ def test_a_checkpoint_from_before_a_setting_was_there_resumes(straight: Path, da
     run = half_way(data, tmp_path / "run")
     path = run / "checkpoints" / "step-00000003" / "state.json"
     state = json.loads(path.read_text())
-    for key in ("checkpoint_minutes", "gradient_checkpointing"):
+    for key in ("checkpoint_minutes", "gradient_checkpointing", "average_decay"):
         del state["config"][key]
     for key in ("world", "data", "scaler"):
         del state[key]
@@ -454,16 +531,17 @@ def test_half_written_checkpoints_are_ignored(straight: Path, data: Path, tmp_pa
     assert not list((run / "checkpoints").glob(".making-*"))
 
 
-@pytest.mark.parametrize("damaged", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damaged", ["weights.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_names_its_file_and_the_remedy(damaged: str, data: Path, tmp_path: Path) -> None:
-    run = half_way(data, tmp_path / "run")
+    config = AVERAGED if damaged == "raw.safetensors" else CONFIG
+    run = half_way(data, tmp_path / "run", config)
     path = run / "checkpoints" / "step-00000003" / damaged
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=rf"{damaged}: .*delete its folder to resume from the checkpoint before"):
-        train(CONFIG, data, run, resume=True)
+        train(config, data, run, resume=True)
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"{damaged}: .*delete its folder"):
-        train(CONFIG, data, run, resume=True)
+        train(config, data, run, resume=True)
 
 
 # ---------------------------------------------------------------- several processes
@@ -501,6 +579,7 @@ def process(rank: int, ports: list[int], data: Path, folder: Path) -> None:
     assert (outcome.progress.step, outcome.ended_by) == (3, "SIGTERM")
     run("three", resume=True)
     run("begun", resume=True)
+    run("averaged", AVERAGED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_file", disk_is_full)
         problem = "the leading process could not" if rank else "can't be written"
@@ -514,9 +593,9 @@ def process(rank: int, ports: list[int], data: Path, folder: Path) -> None:
     assert (folder / "nonfinite" / "nonfinite.json").exists() or rank == 1
 
 
-def test_two_processes(straight: Path, data: Path, tmp_path: Path) -> None:
+def test_two_processes(straight: Path, averaged: Path, data: Path, tmp_path: Path) -> None:
     half_way(data, tmp_path / "begun")
-    ports = [free_port() for _ in range(6)]
+    ports = [free_port() for _ in range(7)]
     spawned = torch.multiprocessing.spawn(process, (ports, data, tmp_path), nprocs=2, join=False)
     deadline = time.monotonic() + 300
     while not spawned.join(timeout=5):
@@ -535,6 +614,8 @@ def test_two_processes(straight: Path, data: Path, tmp_path: Path) -> None:
         for a, b in zip(exact(straight), exact(tmp_path / name), strict=True):
             assert a.split()[:4] == b.split()[:4]  # step and tokens
             assert float(a.split()[5]) == pytest.approx(float(b.split()[5]), abs=1e-6)
+    one, two = (load(files(run, 6)["weights.safetensors"]) for run in (averaged, tmp_path / "averaged"))
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-6
     assert "processes: 1 there, 2 here; the batches stay the same" in (tmp_path / "rank0.log").read_text()
     assert (tmp_path / "rank1.log").read_text() == ""  # one speaks for all
     assert [line["world"] for line in lines(tmp_path / "begun") if line.get("event") == "start"] == [1, 2]

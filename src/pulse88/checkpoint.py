@@ -1,6 +1,7 @@
 """Checkpoints of training: folders of safetensors and readable JSON, whole or not there at all.
 
-RUN/checkpoints/step-00001000/weights.safetensors     the model, in float32
+RUN/checkpoints/step-00001000/weights.safetensors     the model, in float32; of a run with `average_decay` the average
+                              raw.safetensors         the weights that training goes on from, of such a run only
                               optimizer.safetensors   moments, under `parameter|key`
                               state.json              step, tokens, recipe, circumstances, loss scale
 
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ from pulse88.written import not_written
 
 FORMAT = "1"
 _REMEDY = "delete its folder to resume from the checkpoint before it"
-WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS_NAME, RAW_NAME = "weights.safetensors", "raw.safetensors"
+OPTIMIZER_NAME, STATE_NAME = "optimizer.safetensors", "state.json"
 
 _FACTS = {"step": int, "tokens": int, "config": dict, "time_grid": str}  # that every state has
 
@@ -88,10 +91,12 @@ def save(
     config: TrainConfig,
     circumstances: Circumstances,
     scaler: dict[str, Any],
+    average: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Writes the checkpoint of this step under a temporary name, renames it, and drops all but the last `keep`.
 
+    `average` has the tensors of a WeightAverage, under the parameters' names.
     CheckpointError if it can't be written, on a full disk for one: those before it stay.
     """
     folder = run / "checkpoints"
@@ -100,7 +105,7 @@ def save(
     try:
         clear(run)
         making.mkdir(parents=True)
-        _write(making, model, optimizers, progress, config, circumstances, scaler)
+        _write(making, model, optimizers, progress, config, circumstances, scaler, average)
         if final.exists():
             _drop(final)
         making.replace(final)
@@ -142,9 +147,13 @@ def _write(
     config: TrainConfig,
     circumstances: Circumstances,
     scaler: dict[str, Any],
+    average: Mapping[str, Tensor] | None,
 ) -> None:
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata_of(config.model_config, circumstances.grid))
+    metadata = metadata_of(config.model_config, circumstances.grid)
+    if average is not None:
+        save_file(tensors, folder / RAW_NAME, metadata)
+    save_file(tensors | dict(average or {}), folder / WEIGHTS_NAME, metadata)
     moments = {name: value.detach().contiguous() for name, value in named_state(model, optimizers).items()}
     save_file(moments, folder / OPTIMIZER_NAME, {"pulse88_format": FORMAT})
     state = {
@@ -184,10 +193,16 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def load(
-    folder: Path, model: nn.Module, optimizers: list[Optimizer], config: TrainConfig, circumstances: Circumstances
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    config: TrainConfig,
+    circumstances: Circumstances,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Resumed:
     """Puts weights and moments back. CheckpointError for a damaged checkpoint, another recipe, grid or corpus.
 
+    The values of `average`, a WeightAverage's tensors, are put back too, where the run has one.
     Another number of processes, and other settings of those in CHANGEABLE, are told in the remarks.
     """
     state = read_state(folder)
@@ -208,21 +223,30 @@ def load(
             f"processes: {world} there, {circumstances.world} here; the batches stay the same, this changes "
             f"{CHANGEABLE['micro_windows']}"
         )
-    tensors = _read_tensors(folder / WEIGHTS_NAME)
-    try:
-        problem = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:  # tensors of other shapes
-        raise CheckpointError(f"{folder / WEIGHTS_NAME}: {' '.join(str(error).split())}; {_REMEDY}") from error
-    if problem.missing_keys or problem.unexpected_keys:
-        raise CheckpointError(
-            f"{folder}: missing {problem.missing_keys}, unexpected {problem.unexpected_keys}: not this model's weights"
-        )
+    _put_back(folder / WEIGHTS_NAME, model)
+    if average is not None:  # It came by way of the model, which knows the names and shapes.
+        values = model.state_dict()
+        for name, tensor in average.items():
+            tensor.copy_(values[name])
+        _put_back(folder / RAW_NAME, model)
     moments = _read_tensors(folder / OPTIMIZER_NAME)
     try:
         load_named_state(model, optimizers, moments)
     except ValueError as error:
         raise CheckpointError(f"{folder / OPTIMIZER_NAME}: {error}; {_REMEDY}") from error
     return Resumed(Progress(state["step"], state["tokens"]), state.get("scaler", {}), remarks)
+
+
+def _put_back(path: Path, model: nn.Module) -> None:
+    tensors = _read_tensors(path)
+    try:
+        problem = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # tensors of other shapes
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())}; {_REMEDY}") from error
+    if problem.missing_keys or problem.unexpected_keys:
+        raise CheckpointError(
+            f"{path}: missing {problem.missing_keys}, unexpected {problem.unexpected_keys}: not this model's weights"
+        )
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -172,6 +172,9 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "Decoupled weight decay.")
     decay_all: bool = setting(True, "Decay every parameter but A_log and dt_bias, not only matrices.")
     gradient_clip: float = setting(1.0, "Largest norm of the gradient.")
+    average_decay: float = setting(
+        0.0, "Decay a step of a moving average of the weights, which is what is validated and exported; 0 for none."
+    )
     schedule: str = setting("cosine", "After the warm-up: cosine to the floor, or linear after a constant stretch.")
     warmup_steps: int = setting(-1, "Steps of linear warm-up; -1 takes 10 % of all steps.")
     constant_share: float = setting(0.0, "Share of the run, warm-up included, before the linear decay begins.")
@@ -204,7 +207,7 @@ class TrainConfig:
             _require(0 < getattr(self, name) < math.inf, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("seed", "muon_learning_rate", "weight_decay", "checkpoint_minutes", "samples"):
             _require(0 <= getattr(self, name) < math.inf, f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("label_smoothing", "beta1", "beta2"):
+        for name in ("label_smoothing", "beta1", "beta2", "average_decay"):
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name in ("constant_share", "floor"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}")

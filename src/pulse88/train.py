@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pulse88 import checkpoint, samples, shards
+from pulse88.average import WeightAverage
 from pulse88.batches import Ahead, Batches, TokenCorpus
 from pulse88.checkpoint import CheckpointError, Circumstances, Progress
 from pulse88.config import TrainConfig
@@ -139,7 +140,8 @@ def train(
         stack.callback(trainer.leave)
         progress, remarks = Progress(0, 0), ["nothing to resume, so it begins"] if resume and not found else []
         if found:
-            resumed = checkpoint.load(found[-1], trainer.model, trainer.optimizers, config, circumstances)
+            parts = (trainer.model, trainer.optimizers, config, circumstances)
+            resumed = checkpoint.load(found[-1], *parts, trainer.average_tensors)
             if resumed.scaler:
                 trainer.scaler.load_state_dict(resumed.scaler)
             progress, remarks = resumed.progress, resumed.remarks
@@ -171,10 +173,11 @@ def train(
                 log.step(progress, figures, time.monotonic() - began, trainer.largest_memory())
             if progress.step % config.validate_every == 0 or progress.step == config.steps:
                 # Before the checkpoint: what resumes from it would not do it again.
-                likelihood_found = trainer.validate(held_out)
-                if log:
-                    log.validation(progress, likelihood_found)
-                    _play_samples(log, trainer, progress, held_out, grid)
+                with trainer.averaged():
+                    likelihood_found = trainer.validate(held_out)
+                    if log:
+                        log.validation(progress, likelihood_found)
+                        _play_samples(log, trainer, progress, held_out, grid)
             if due or progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
                 _save(run, trainer, progress, circumstances)
                 saved = progress.step
@@ -201,6 +204,7 @@ class Trainer:
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.model.to(ranks.device)
         self.optimizers: list[Optimizer] = make_optimizers(self.model, config)
+        self.average = WeightAverage(self.model, config.average_decay) if config.average_decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == torch.float16)
         self._parallel: nn.Module = self.model
         self._slots = slot_table(ranks.device)
@@ -280,6 +284,8 @@ class Trainer:
             if finite:  # All of them or none: the clipped gradients of the others are no numbers either.
                 self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+        if self.average:  # A step that was skipped counts too, so that its number is all there is to know.
+            self.average.update(step)
         self.scaler.update()
         slots = self._mean_by_slot(by_slot) if logged else None
         return StepFigures(figures[0], figures[1], round(figures[2]), finite, slots)
@@ -297,6 +303,15 @@ class Trainer:
         )
         total = self.ranks.total(torch.from_numpy(mine.nats).to(self.ranks.device))
         return replace(mine, nats=total.cpu().numpy())
+
+    @property
+    def average_tensors(self) -> dict[str, Tensor] | None:
+        """The average of the weights by their names, if the recipe keeps one."""
+        return self.average.tensors if self.average else None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model computes with the average of its weights meanwhile, if the recipe keeps one."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def coordinates(self, step: int) -> dict[str, Any]:
         """Where the batch of a step comes from: seed, numbers, and piece and first token of each window."""
@@ -366,7 +381,7 @@ def _save(run: Path, trainer: Trainer, progress: Progress, circumstances: Circum
         try:
             state = trainer.scaler.state_dict()
             parts = (trainer.model, trainer.optimizers, progress, trainer.config, circumstances, state)
-            checkpoint.save(run, *parts)
+            checkpoint.save(run, *parts, trainer.average_tensors)
         except CheckpointError as error:
             failed = error
     (any_failed,) = trainer.ranks.largest([failed is not None])
