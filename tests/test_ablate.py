@@ -121,6 +121,20 @@ def test_shares_are_all_of_it_once(data: Path, tmp_path: Path) -> None:
     assert sorted((row.name, seed) for part in parts for row, seed in part) == sorted((r.name, s) for r, s in whole)
 
 
+def test_a_row_without_ends_is_compared_by_events(data: Path, tmp_path: Path) -> None:
+    """The first row pays for EOS, the other doesn't: what it pays must not count for the other."""
+    first, _ = suites.tiny().rows
+    other = replace(first, name="no-ends", config=replace(first.config, ends=False))
+    same = replace(first, name="same")
+    plan = Plan(Suite("ends", (first, other, same)), data, tmp_path, {}, seeds=1)
+    figures = {"base": (20.0, 0.5), "no-ends": (19.75, 0.0), "same": (20.25, 0.75)}
+    for name, (bits, ends) in figures.items():
+        result = {"key": "", "row": name, "seed": 0, "bits_per_note": bits, "grid_free": bits, "slots": {"ends": ends}}
+        (tmp_path / name / "seed-0").mkdir(parents=True)
+        (tmp_path / name / "seed-0" / "result.json").write_text(json.dumps(result))
+    assert [line.against for line in ablate.lines_of(plan)] == [0.0, 0.25, 0.25]
+
+
 def test_beyond_the_context_is_judged_where_there_is_no_table(data: Path, tmp_path: Path) -> None:
     base = suites.tiny().rows[0].config
     changes = {name: getattr(base, name) for name in ("window", "batch_windows", "micro_windows", "steps")}

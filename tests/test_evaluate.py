@@ -32,6 +32,7 @@ from pulse88.likelihood import (  # noqa: E402
     measure,
     seconds_of_pieces,
     spans,
+    spans_of_events,
 )
 from pulse88.model import Pulse88  # noqa: E402
 from pulse88.vocabulary import BLOCKS, BOS, EOS, FINE, PUBLISHED, SIZE, Slot, TimeGrid  # noqa: E402
@@ -65,6 +66,33 @@ def test_each_target_is_counted_once_with_context(length: int, window: int, stri
             assert counted - begin >= window - stride, "less context than promised"
         seen += range(counted, end)
     assert seen == list(range(1, length))
+
+
+@pytest.mark.parametrize("length", [2, 6, 63, 64, 65, 66, 97, 98, 99, 1000])
+@pytest.mark.parametrize(("window", "stride"), [(64, 32), (64, 60), (64, 4), (62, 31)])
+def test_without_ends_every_event_is_counted_once_in_the_same_window(length: int, window: int, stride: int) -> None:
+    seen: list[int] = []
+    windows = {token: begin for begin, end, counted in spans(length, window, stride) for token in range(counted, end)}
+    for begin, end, counted in spans_of_events(length, window, stride):
+        assert begin % 4 == 1
+        assert end < length
+        assert {windows[token] for token in range(counted, end)} == {begin if begin > 1 else 0}
+        seen += range(counted, end)
+    assert seen == list(range(2, length - 1))
+
+
+def test_without_ends_a_model_reads_neither(model: Pulse88) -> None:
+    corpus = a_corpus((5,))
+    ids = torch.from_numpy(corpus.tokens[1:-1].astype(np.int64))[None]
+    with torch.no_grad():
+        logits, _ = model(ids[:, :-1], model.zero_state())
+    by_hand = -torch.log_softmax(logits, -1)[0, torch.arange(19), ids[0, 1:]]
+    found = likelihood(model, corpus, window=64, ends=False)
+    assert found.nats.sum() == pytest.approx(float(by_hand.sum()), rel=1e-5)
+    assert found.by_slot()["ends"] == 0
+    assert found.notes.tolist() == [5]
+    shared = [likelihood(model, a_corpus((40, 90)), window=64, rank=r, world=2, ends=False).nats for r in range(2)]
+    assert np.allclose(sum(shared), likelihood(model, a_corpus((40, 90)), window=64, ends=False).nats, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [0, 3, 64, 100])

@@ -214,6 +214,19 @@ def test_the_context_alone_is_no_batch(data: Path, tmp_path: Path) -> None:
         train(replace(CONFIG, window=220, context_tokens=200), data, tmp_path / "run")
 
 
+def test_a_run_without_ends_neither_trains_nor_validates_on_them(data: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, ends=False, steps=1, validate_every=1)
+    train(config, data, tmp_path / "run")
+    step, validation = lines(tmp_path / "run")[1:3]
+    assert set(step["slots"]) == {"delta", "pitch", "duration", "velocity"}
+    assert validation["slots"]["ends"] == 0
+    weights = weights_file.read(tmp_path / "run" / "checkpoints" / "step-00000001" / "weights.safetensors")
+    held_out = training.shards.read_split(data, "validation")
+    found = [training.likelihood(checkpoint.load_model(weights), held_out, window=32, ends=e) for e in (False, True)]
+    assert validation["bits_per_note"] == pytest.approx(found[0].bits_per_note, rel=1e-6)
+    assert found[1].by_slot()["ends"] > 0.1
+
+
 # ---------------------------------------------------------------- the average of the weights
 
 

@@ -163,6 +163,7 @@ def bits_beyond(model: Pulse88, held_out: Any, config: RowConfig, kernel: Kernel
         window=2 * config.window,
         batch=max(1, config.micro_windows // 2),
         precision=torch.bfloat16 if cuda and config.precision == "bf16" else None,
+        ends=config.ends,
     )
     model.cpu().use_kernel("chunked")
     return found.bits_per_note
@@ -236,7 +237,11 @@ def lines_of(plan: Plan) -> list[Line]:
     for row in plan.suite.rows:
         if row.name in found:
             # Grids differ in what they ask; without them the figure is the same but for a constant.
-            gaps = [r["grid_free"] - base[seed]["grid_free"] for seed, r in found[row.name].items() if seed in base]
+            # One without ends has none to pay for: then events alone are compared.
+            ends = row.config.ends and plan.suite.rows[0].config.ends
+            gaps = [
+                compared(r, ends) - compared(base[seed], ends) for seed, r in found[row.name].items() if seed in base
+            ]
             lines.append(
                 Line(
                     row,
@@ -246,6 +251,11 @@ def lines_of(plan: Plan) -> list[Line]:
                 )
             )
     return lines
+
+
+def compared(result: dict[str, Any], ends: bool = True) -> float:
+    """Grid-free bits a note, with or without those of EOS."""
+    return float(result["grid_free"] - (0 if ends else result["slots"]["ends"]))
 
 
 def table(plan: Plan, lines: Sequence[Line]) -> str:
@@ -278,7 +288,8 @@ def table(plan: Plan, lines: Sequence[Line]) -> str:
     text = (
         f"# {plan.suite.name}\n\n{head}" + "\n".join(rows) + "\n\n"
         "Bits a note on held-out music, mean ± standard deviation over seeds; the difference is of grid-free figures "
-        "and over common seeds. Decoding is of eager torch on one CPU thread. Ratios are to the first row's.\n\n"
+        "and over common seeds; without what EOS costs where either row has none. Decoding is of eager torch on one "
+        "CPU thread. Ratios are to the first row's.\n\n"
     )
     if missing:
         text += f"Not run: {', '.join(missing)}.\n\n"
@@ -317,9 +328,10 @@ def draw(lines: Sequence[Line], path: Path) -> None:
 
     figure = Figure(figsize=(8, 1 + 0.3 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
-    base = lines[0].mean("grid_free") or 0.0
     for height, line in enumerate(reversed(lines)):
-        values = [result["grid_free"] - base for result in line.results]
+        ends = line.row.config.ends and lines[0].row.config.ends
+        base = statistics.fmean(compared(result, ends) for result in lines[0].results)
+        values = [compared(result, ends) - base for result in line.results]
         axes.plot(values, [height] * len(values), "o", color="tab:blue", alpha=0.6)
         axes.plot(statistics.fmean(values), height, "|", color="black", markersize=14)
     axes.axvline(0, color="grey", linewidth=0.8)

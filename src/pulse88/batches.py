@@ -69,6 +69,7 @@ class Batches:
         self.corpus, self.config = corpus, config
         if config.tempo_stretch and corpus.grid is None:
             raise ValueError("the tempo can't be changed without the corpus's time grid: read it by shards.read_split")
+        self._cut = 0 if config.ends else 1  # tokens left out at either end of a piece
         self._tokenizer = Tokenizer(corpus.grid) if corpus.grid else None
         self._windows_of_piece = -(-corpus.lengths // config.window)
         self._starts = corpus.starts
@@ -94,7 +95,7 @@ class Batches:
         """[T + 1] ids of the window with this number, counted over all epochs."""
         piece, offset = self.place(number)
         begin = int(self._starts[piece]) + offset
-        end = int(self._starts[piece] + self.corpus.lengths[piece])
+        end = int(self._starts[piece] + self.corpus.lengths[piece]) - self._cut
         config, size = self.config, self.config.window + 1
         ids = self.corpus.tokens[begin : min(begin + size, end)].astype(np.int64)
         if config.tempo_stretch and self._tokenizer:
@@ -121,7 +122,8 @@ class Batches:
         """Piece and token offset of every window of an epoch, shuffled.
 
         A piece of n windows gets one start, at random, in each of n equal stretches; at every second chance the
-        first window begins at BOS and the last one ends with EOS, so that the model knows both.
+        first window begins at BOS and the last one ends with EOS, so that the model knows both. Where the recipe leaves
+        them out, windows lie within the events between them, in the same order and all but at the same places.
         """
         random = self._random(0, epoch)
         piece = np.repeat(np.arange(len(self.corpus.lengths)), self._windows_of_piece)
@@ -129,17 +131,18 @@ class Batches:
         rank_in_piece = np.arange(len(piece)) - np.repeat(
             np.cumsum(self._windows_of_piece) - self._windows_of_piece, self._windows_of_piece
         )
-        latest = np.maximum(self.corpus.lengths[piece] - (self.config.window + 1), 0)
+        latest = np.maximum(self.corpus.lengths[piece] - 2 * self._cut - (self.config.window + 1), 0)
         chance = random.random((2, len(piece)))
         offset = ((rank_in_piece + chance[0]) / count * latest).astype(np.int64)
-        # Token 0 is BOS, events follow: a start between them moves down to its event's first token.
-        offset = np.where(offset > 0, (offset - 1) // EVENT_TOKENS * EVENT_TOKENS + 1, 0)
+        # Token 0 is BOS, if there is one, events follow: a start between them moves down to its event's first token.
+        bos = 1 - self._cut
+        offset = np.where(offset > 0, (offset - bos) // EVENT_TOKENS * EVENT_TOKENS + bos, 0)
         snap = chance[1] < 0.5
         offset = np.where(snap & (rank_in_piece == 0), 0, offset)
-        to_end = -(-(latest - 1) // EVENT_TOKENS) * EVENT_TOKENS + 1
+        to_end = -(-(latest - bos) // EVENT_TOKENS) * EVENT_TOKENS + bos
         offset = np.where(snap & (rank_in_piece == count - 1) & (count > 1), to_end, offset)
         order = random.permutation(len(piece))
-        return piece[order], offset[order]
+        return piece[order], offset[order] + self._cut
 
 
 class Ahead:

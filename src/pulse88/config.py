@@ -163,6 +163,11 @@ class TrainConfig:
     micro_windows: int = setting(2, "Windows that one process computes at once.")
     steps: int = setting(54_000, "Optimizer steps of the whole run.")
     context_tokens: int = setting(512, "Tokens at a window's beginning that are context only: no loss on them.")
+    ends: bool = setting(
+        True,
+        "Train on the BOS and EOS of pieces too. Weights that haven't are validated on events alone and know no BOS: "
+        "what gives them one, as `pulse88 evaluate` does, is unfair to them.",
+    )
     label_smoothing: float = setting(0.1, "Share of the target spread over the whole vocabulary.")
     optimizer: str = setting("adamw", "adamw, or muon for matrices with adamw for everything else.")
     learning_rate: float = setting(2e-4, "Peak learning rate of AdamW.")

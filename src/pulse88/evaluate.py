@@ -42,6 +42,7 @@ def likelihood(
     rank: int = 0,
     world: int = 1,
     precision: torch.dtype | None = None,
+    ends: bool = True,
 ) -> Likelihood:
     """`likelihood.measure` by a torch model, which is put into evaluation mode meanwhile."""
     was_training = model.training
@@ -56,6 +57,7 @@ def likelihood(
             rank=rank,
             world=world,
             one_shape=True,
+            ends=ends,
         )
     finally:
         model.train(was_training)

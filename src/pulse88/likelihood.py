@@ -129,6 +129,17 @@ def spans(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int
         begin += stride + (1 if begin == 0 else 0)
 
 
+def spans_of_events(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """`spans` without BOS and EOS, neither read nor counted; the first event's delta, always 0, is read only.
+
+    Every other token is counted in the same window, so with the same context but for BOS.
+    """
+    for begin, end, counted in spans(length, window, stride):
+        end, counted = min(end, length - 1), max(counted, 2)
+        if counted < end:
+            yield max(begin, 1), end, counted
+
+
 def measure(
     score: Score,
     corpus: TokenCorpus,
@@ -139,17 +150,20 @@ def measure(
     rank: int = 0,
     world: int = 1,
     one_shape: bool = False,
+    ends: bool = True,
     tell: Callable[[float, str], None] = lambda share, remark: None,
 ) -> Likelihood:
     """The likelihood of every piece; of every `world`-th window from `rank` on, so that processes can add theirs up.
 
     `stride` is half a window unless given. The result doesn't depend on `batch`, up to rounding. `one_shape` pads all
-    that is scored to [batch, window + 1], so that a compiled model is compiled once; otherwise as far as needed.
+    that is scored to [batch, window + 1], so that a compiled model is compiled once; otherwise as far as needed. `ends`
+    False leaves BOS and EOS out, for a predictor that doesn't know them.
     """
     slots, edges = slot_numbers(), np.array(CONTEXTS)
     stride = window // 2 if stride is None else stride
+    cut = spans if ends else spans_of_events
     jobs = [
-        (piece, *span) for piece, length in enumerate(corpus.lengths.tolist()) for span in spans(length, window, stride)
+        (piece, *span) for piece, length in enumerate(corpus.lengths.tolist()) for span in cut(length, window, stride)
     ][rank::world]
     nats = np.zeros((len(corpus.lengths), len(SLOTS)))
     context_nats, context_tokens = np.zeros((2, len(corpus.lengths), len(CONTEXTS)))

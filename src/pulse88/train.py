@@ -300,6 +300,7 @@ class Trainer:
             rank=self.ranks.rank,
             world=self.ranks.world,
             precision=self.precision,
+            ends=self.config.ends,
         )
         total = self.ranks.total(torch.from_numpy(mine.nats).to(self.ranks.device))
         return replace(mine, nats=total.cpu().numpy())
