@@ -113,8 +113,10 @@ def test_windows_are_stretches_of_one_piece() -> None:
         Grammar.of(real.tolist())  # ValueError for an illegal id
 
 
-def test_windows_without_ends_are_the_same_stretches_without_bos_and_eos() -> None:
-    with_ends, batches = Batches(MIXED, CONFIG), Batches(MIXED, replace(CONFIG, ends=False))
+@pytest.mark.parametrize("window", [62, 64])
+def test_windows_without_ends_are_the_same_stretches_without_bos_and_eos(window: int) -> None:
+    config = replace(CONFIG, window=window)
+    with_ends, batches = Batches(MIXED, config), Batches(MIXED, replace(config, ends=False))
     assert batches.windows_per_epoch == with_ends.windows_per_epoch
     first_events = last_events = 0
     for number in range(5 * batches.windows_per_epoch):
@@ -123,14 +125,14 @@ def test_windows_without_ends_are_the_same_stretches_without_bos_and_eos() -> No
         start, length = int(MIXED.starts[index]), int(MIXED.lengths[index])
         real = ids[ids != PAD]
         assert offset % EVENT_TOKENS == 1  # an event's first token
-        assert len(real) == min(65, length - 1 - offset)
+        assert len(real) == min(window + 1, length - 1 - offset)
         np.testing.assert_array_equal(real, MIXED.tokens[start + offset : start + offset + len(real)])
         assert not np.isin(ids, (BOS, EOS)).any()
         there, place = with_ends.place(number)
         assert there == index
         assert abs(place - offset) <= EVENT_TOKENS
-        first_events += length > 67 and offset == 1
-        last_events += length > 67 and offset + len(real) == length - 1
+        first_events += length > window + 3 and offset == 1
+        last_events += length > window + 3 and offset + len(real) == length - 1
     assert first_events > 5
     assert last_events > 5
 
