@@ -268,6 +268,7 @@ def recipe() -> Suite:
         row("tempo", "tempo changed by up to a tenth", tempo_stretch=0.1),
         row("loudness", "loudness changed by a bin", velocity_shift=1),
         row("average-0.99", "the weights averaged over about the last tenth of the steps", average_decay=0.99),
+        row("average-alone", "that average in place of the decay", average_decay=0.99, constant_share=1.0),
         row("no-ends", "windows without the BOS and EOS of pieces", ends=False),
         row("decay-0.01", "a tenth of the weight decay", weight_decay=0.01),
     )
