@@ -159,12 +159,12 @@ class Ahead:
     def batch(self, step: int) -> NDArray[np.int64]:
         """[B / world, T + 1] as `Batches.batch`, with its errors; the next step's is begun."""
         coming, self._coming = self._coming, None
-        if coming and coming[0] == step:
-            ids = coming[1].result()
-        else:
-            ids = self._batches.batch(step, *self._share)
-        self._coming = step + 1, self._thread.submit(self._batches.batch, step + 1, *self._share)
+        ids = coming[1].result() if coming and coming[0] == step else self._make(step)
+        self._coming = step + 1, self._thread.submit(self._make, step + 1)
         return ids
+
+    def _make(self, step: int) -> NDArray[np.int64]:
+        return self._batches.batch(step, *self._share)
 
     def close(self) -> None:
         """Ends the thread."""
