@@ -298,8 +298,9 @@ def test_a_corpus_that_does_not_add_up_is_refused() -> None:
 def test_batches_made_ahead_are_those_that_are_asked_for() -> None:
     batches = Batches(MIXED, replace(CONFIG, transpose_down=5, transpose_up=6))
     ahead = Ahead(batches, 1, 3)
-    for step in (0, 1, 2, 7, 8, 3, 3, 4):
+    for step, next_step in ((0, 1), (1, 2), (7, 8), (8, 9), (3, 4), (3, 4), (4, 5)):
         np.testing.assert_array_equal(ahead.batch(step), batches.batch(step, 1, 3))
+        ahead.begin(next_step)
     ahead.close()
 
 
@@ -311,7 +312,7 @@ def test_a_batch_that_fails_ahead_fails_when_it_is_asked_for() -> None:
             return super().batch(step, rank, world)
 
     ahead = Ahead(Failing(MIXED, CONFIG))
-    ahead.batch(0)
+    ahead.begin(1)
     with pytest.raises(ValueError, match="no step 1"):
         ahead.batch(1)
     np.testing.assert_array_equal(ahead.batch(2), Batches(MIXED, CONFIG).batch(2))

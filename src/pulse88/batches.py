@@ -146,9 +146,9 @@ class Batches:
 
 
 class Ahead:
-    """The batches of one process, each made in a thread while the step before it computes.
+    """The batches of one process, each made in a thread while the step before it is computed.
 
-    Nothing depends on which steps are asked for: another step than the next one is made when it is asked for.
+    Nothing depends on which steps were begun: any step can be asked for.
     """
 
     def __init__(self, batches: Batches, rank: int = 0, world: int = 1) -> None:
@@ -156,16 +156,18 @@ class Ahead:
         self._thread = ThreadPoolExecutor(1, "batches")
         self._coming: tuple[int, Future[NDArray[np.int64]]] | None = None
 
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """[B / world, T + 1] as `Batches.batch`, with its errors; the next step's is begun."""
-        coming, self._coming = self._coming, None
-        ids = coming[1].result() if coming and coming[0] == step else self._make(step)
-        self._coming = step + 1, self._thread.submit(self._make, step + 1)
-        return ids
+    def begin(self, step: int) -> None:
+        """Begins to make a step's batch. Python's lock is shared: best just before the process waits for its GPU."""
+        self._coming = step, self._thread.submit(self._make, step)
 
-    def _make(self, step: int) -> NDArray[np.int64]:
-        return self._batches.batch(step, *self._share)
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """[B / world, T + 1] as `Batches.batch`, with its errors."""
+        coming, self._coming = self._coming, None
+        return coming[1].result() if coming and coming[0] == step else self._make(step)
 
     def close(self) -> None:
         """Ends the thread."""
         self._thread.shutdown(cancel_futures=True)
+
+    def _make(self, step: int) -> NDArray[np.int64]:
+        return self._batches.batch(step, *self._share)

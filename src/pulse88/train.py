@@ -272,6 +272,7 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip, foreach=True)
         mean = ranks.total(total) / divisor
+        self._ahead.begin(step + 1)
         figures = torch.stack((mean.double(), norm.double(), counted.double())).tolist()
         finite = math.isfinite(figures[1])
         may_rescale = self.scaler.is_enabled() and (finite or self.scaler.get_scale() > 1)
