@@ -10,6 +10,7 @@ Shape legend: B batch, T tokens, V vocabulary; see native_state.py for the rest.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import struct
 import weakref
 from collections.abc import Iterable, Mapping
@@ -36,19 +37,26 @@ class NativeEngine:
 
     `threads` share prompts and batches, never a single token, and give the same bits whatever their number; they sleep
     in between. Where the system has none to give (and on Windows) one thread computes.
+
+    With `merge_outputs` the two matrices that end a GDN block are multiplied out when the engine is made: the same
+    function in float32, but for its rounding; int8 is rounded anew. ValueError where the product isn't finite.
     """
 
     name = "native"
 
-    def __init__(self, weights: Weights, kernel: str | None = None, threads: int = 1) -> None:
+    def __init__(
+        self, weights: Weights, kernel: str | None = None, threads: int = 1, *, merge_outputs: bool = False
+    ) -> None:
         self.config = weights.config
         self.kernel = kernels()[-1] if kernel is None else kernel
         if self.kernel not in kernels():
             raise ValueError(f"this machine doesn't run the kernel {kernel!r}, it runs {', '.join(kernels())}")
         # Not the weights themselves: what is packed need not lie in memory twice.
         self.weights_sha256, self._initial, self._kept = weights.sha256, weights.initial, kept_type(weights)
+        if merge_outputs:  # Other numbers, with which a snapshot of these weights would not go on bit for bit.
+            self.weights_sha256 = hashlib.sha256(f"{weights.sha256} with merged outputs".encode()).hexdigest()
         self._number = KERNELS.index(self.kernel)
-        self._plan, self._weights = plan_of(weights, library().p88_form(self._number))
+        self._plan, self._weights = plan_of(weights, library().p88_form(self._number), merge_outputs)
         self._addresses = self._plan.ctypes.data, self._weights.ctypes.data
         if not library().p88_check(self._addresses[0], self._plan.size, self._weights.size):
             raise ValueError("the native engine can't compute a model of this shape: use numpy")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pulse88.engine.layout import mixers
 from pulse88.engine.library import FLOATS, WORDS, library
-from pulse88.engine.weights import SCALE, Weights
+from pulse88.engine.weights import SCALE, Tensors, Weights, matrix_of, quantise
 
 ALIGNMENT = 64  # bytes
 
@@ -60,20 +60,37 @@ class _Block:
 
     def matrix(self, *names: str) -> list[int]:
         """Several matrices as one, row under row: a `Matrix` of native.h. int8 only if all are and the library can."""
-        tensors = [self._weights.tensors[name] for name in names]
+        return self._packed(self._weights.tensors, *names)
+
+    def product(self, last: str, first: str) -> list[int]:
+        """Two matrices of which `last` takes what `first` gives, as one, multiplied in float64.
+
+        int8, rounded anew, only if both are. ValueError for a product that float32 can't hold.
+        """
+        tensors = self._weights.tensors
+        with np.errstate(over="ignore", invalid="ignore"):
+            whole_RC = matrix_of(tensors, last).astype(np.float64) @ matrix_of(tensors, first).astype(np.float64)
+            product: Tensors = {last: whole_RC.astype(np.float32)}
+        if not np.isfinite(product[last]).all():
+            raise ValueError(f"{last} times {first} has numbers that are not finite: leave merge_outputs off")
+        is_int8 = all(tensors[name].dtype == np.int8 for name in (last, first))
+        return self._packed(quantise(product) if is_int8 else product, last)
+
+    def _packed(self, source: Tensors, *names: str) -> list[int]:
+        tensors = [source[name] for name in names]
         rows, cols = sum(len(tensor) for tensor in tensors), tensors[0].shape[1]
         is_int8 = all(tensor.dtype == np.int8 for tensor in tensors)
         form = self._form if is_int8 and library().p88_packed_bytes(self._form, rows, cols) >= 0 else FLOATS
         scale = -1
         if form != FLOATS:
-            scale_R = np.concatenate([self._weights.tensors[name + SCALE] for name in names])
+            scale_R = np.concatenate([source[name + SCALE] for name in names])
             # A word takes an int8 for the value times 2^24.
             unit = np.float32(2**-24 if form == WORDS else 1)
             scale = self.floats(np.pad(scale_R * unit, (0, -rows % 16)))
         size: int = library().p88_packed_bytes(form, rows, cols)
 
         def write(target: NDArray[np.uint8]) -> None:
-            parts = [self._weights.matrix(name) for name in names] if form == FLOATS else tensors
+            parts = [matrix_of(source, name) for name in names] if form == FLOATS else tensors
             whole_RC = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
             done = library().p88_pack(form, whole_RC.ctypes.data, rows, cols, target.ctypes.data, target.size)
             assert done
@@ -87,8 +104,11 @@ class _Block:
         return block
 
 
-def plan_of(weights: Weights, form: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """`Model` of native.h as an array, and the block of weights that it points into, int8 in the kernel's form."""
+def plan_of(weights: Weights, form: int, merge_outputs: bool = False) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """`Model` of native.h as an array, and the block of weights that it points into, int8 in the kernel's form.
+
+    With `merge_outputs`, o_proj and out_proj of a GDN block are one matrix.
+    """
     c, block = weights.config, _Block(weights, form)
     rows: list[list[int]] = []
     for kind, mixer, norm in mixers(c):
@@ -98,14 +118,15 @@ def plan_of(weights: Weights, form: int) -> tuple[NDArray[np.int64], NDArray[np.
             out = block.matrix(f"{mixer}.out_proj.weight")
             rows.append([1, *head, *first, *_NO_MATRIX, *_NO_MATRIX, *out, -1, -1, -1, -1])
             continue
+        o_proj, out_proj = f"{mixer}.core.o_proj.weight", f"{mixer}.out_proj.weight"
         conv_WX = np.concatenate([weights.matrix(f"{mixer}.core.{name}_conv1d.weight")[:, 0] for name in "qkv"])
         rows.append(
             [
                 *(0, *head),
                 *block.matrix(f"{mixer}.in_proj.weight"),
                 *block.matrix(*(f"{mixer}.core.{name}_proj.weight" for name in "qkvgab")),
-                *block.matrix(f"{mixer}.core.o_proj.weight"),
-                *block.matrix(f"{mixer}.out_proj.weight"),
+                *(_NO_MATRIX if merge_outputs else block.matrix(o_proj)),
+                *(block.product(out_proj, o_proj) if merge_outputs else block.matrix(out_proj)),
                 block.floats(conv_WX.T),
                 block.floats(-np.exp(weights.matrix(f"{mixer}.core.A_log"))),
                 block.tensor(f"{mixer}.core.dt_bias"),

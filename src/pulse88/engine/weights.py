@@ -85,8 +85,7 @@ class Weights:
 
     def matrix(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32, int8 multiplied out."""
-        tensor = self.tensors[name]
-        return tensor * self.tensors[name + SCALE][:, None] if tensor.dtype == np.int8 else tensor
+        return matrix_of(self.tensors, name)
 
     @property
     def quantised(self) -> bool:
@@ -175,6 +174,12 @@ def in_order(data: bytes) -> bytes:
 def metadata_of(config: ModelConfig, grid: TimeGrid) -> dict[str, str]:
     """The metadata that makes a file ours; free keys may be added."""
     return config_metadata(config) | {"time_grid": grid.to_json()}
+
+
+def matrix_of(tensors: Tensors, name: str) -> NDArray[np.float32]:
+    """One of some tensors as float32, int8 multiplied out."""
+    tensor = tensors[name]
+    return tensor * tensors[name + SCALE][:, None] if tensor.dtype == np.int8 else tensor
 
 
 def quantise(tensors: Tensors) -> dict[str, NDArray[Any]]:

@@ -398,8 +398,9 @@ void FORWARD(const Model *m, const uint8_t *weights, const Call *call, Crew *cre
                             T == 1 && p88_ahead ? &soon : NULL, crew);
             keep_rows(m, call, gdn, s);
             p88_crew_share(crew, gdn_head, &job, call->batch * m->heads);
-            multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s, crew);
-            multiply(weights, &mixer->out, M, s->inner, ldi, s->added, added_floats(m), s, crew);
+            if (mixer->merge.rows) multiply(weights, &mixer->merge, M, s->mixed, width, s->inner, ldi, s, crew);
+            const float *given = mixer->merge.rows ? s->inner : s->mixed;
+            multiply(weights, &mixer->out, M, given, mixer->merge.rows ? ldi : width, s->added, added_floats(m), s, crew);
             gdn++;
         } else {
             multiply(weights, &mixer->in, M, s->normed, D, s->core, qkv_floats(m), s, crew);

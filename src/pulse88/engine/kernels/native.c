@@ -138,8 +138,8 @@ EXPORT int p88_check(const int64_t *plan, int64_t count, int64_t bytes) {
         if (x->kind == GDN)
             ok = ok && matrix_within(&x->in, m->inner, m->width, bytes) &&
                  matrix_within(&x->core, 2 * (keys + values + m->heads), m->inner, bytes) &&
-                 matrix_within(&x->merge, m->inner, values, bytes) &&
-                 matrix_within(&x->out, m->width, m->inner, bytes) &&
+                 (!x->merge.rows || matrix_within(&x->merge, m->inner, values, bytes)) &&
+                 matrix_within(&x->out, m->width, x->merge.rows ? m->inner : values, bytes) &&
                  floats_within(x->conv, m->conv * channels(m), bytes) && floats_within(x->decay, m->heads, bytes) &&
                  floats_within(x->dt, m->heads, bytes) && floats_within(x->o_norm, m->value, bytes);
         else

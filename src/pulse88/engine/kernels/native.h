@@ -30,7 +30,7 @@ typedef struct {
     int64_t kind, norm_weight, norm_bias;
     Matrix in;     /* GDN [I, D]; GQA [(heads + 2 * kv_heads) * head_dim, D], q|k|v */
     Matrix core;   /* GDN [2 * H * K + 2 * H * V + 2 * H, I], q|k|v|gate|a|b */
-    Matrix merge;  /* GDN [I, H * V] */
+    Matrix merge;  /* GDN [I, H * V], or no rows: then `out` is [D, H * V] */
     Matrix out;    /* GDN [D, I]; GQA [D, D] */
     int64_t conv;  /* [conv, C] */
     int64_t decay; /* [H], -exp(A_log) */
