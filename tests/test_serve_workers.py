@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulse88.serve.limits import Limits
-from pulse88.serve.memory import Seed, Shelf, Snapshots
+from pulse88.serve.memory import Seed, Shelf, Snapshots, Take, Takes
 from pulse88.serve.messages import packed, receive
 from pulse88.serve.metrics import Metrics
 from pulse88.serve.problems import Problem
@@ -280,6 +280,55 @@ def test_the_nearest_snapshot_is_the_latest_that_is_not_too_late() -> None:
     assert snapshots.nearest("take", 16) == (16, b"\x10") and snapshots.nearest("other", 9) is None
     snapshots.forget("take")
     assert snapshots.nearest("take", 16) is None and snapshots.size == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("abcd"), st.integers(0, 9)), max_size=60))
+def test_the_nearest_is_found_and_all_forgotten_whatever_came_between(steps: list[tuple[int, str, int]]) -> None:
+    """Beside every snapshot looked at, as nobody would do it among thousands."""
+    snapshots = Snapshots(Limits(snapshots_per_visitor=5, snapshot_bytes=300), Metrics())
+    for number, (step, owner, events) in enumerate(steps):
+        held = {key: data for key, (_, data) in snapshots._data.items()}
+        if step < 3:
+            snapshots.put("me" if step else "other", owner, events, bytes([number]) * 40, under_way=step == 2)
+        elif step == 3:
+            late = max((at for of, at in held if of == owner and at <= events), default=None)
+            assert snapshots.nearest(owner, events) == (None if late is None else (late, held[owner, late]))
+        else:
+            snapshots.forget(owner)
+            assert list(snapshots._data) == [key for key in held if key[0] != owner]
+    for owner in "abcd":
+        snapshots.forget(owner)
+    assert not snapshots.size and not snapshots._data and not snapshots._events and not snapshots._of
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 6)), max_size=60))
+def test_takes_are_bounded_by_their_notes_of_now_while_they_grow(steps: list[tuple[int, int, int]]) -> None:
+    takes, seed, made = Takes(Limits(notes_in_all=20), Metrics()), Seed("me", b"", b"{}"), list[Take]()
+    held: list[Take] = []  # what has to be there, the oldest first
+    for step, which, notes in steps:
+        if step < 3 or not held:
+            state = "done" if step == 1 else "waiting"
+            made.append(Take("me", seed, {}, 0, 0, notes=[[0.0]] * notes, state=state))
+            takes.add(made[-1])
+            held.append(made[-1])
+        else:
+            take = held[which % len(held)]
+            if step == 3 and take.state != "done":
+                take.notes += [[0.0]] * notes
+                take.state = "done" if which % 2 else "making"
+            elif step == 4:
+                takes.drop(take.id)
+                held.remove(take)
+            else:
+                takes.get(take.id)
+                held.append(held.pop(which % len(held)))
+            takes.settle()
+        while len(held) > 1 and sum(len(take.notes) for take in held) > 20:
+            del held[0]
+        assert list(takes._items.values()) == held
+    for take in made:
+        takes.drop(take.id)
+    assert not takes._size and not takes._sizes and not takes._growing
 
 
 # Messages

@@ -103,6 +103,8 @@ class Shelf(Generic[Item]):
         self._metrics = metrics
         self._items: OrderedDict[str, Item] = OrderedDict()
         self._of: dict[str, OrderedDict[str, None]] = {}
+        self._sizes: dict[str, int] = {}  # as they were last counted
+        self._size = 0  # of all together
 
     def __len__(self) -> int:
         return len(self._items)
@@ -110,6 +112,7 @@ class Shelf(Generic[Item]):
     def add(self, item: Item) -> Item:
         """Remembers it; the visitor's oldest goes, or everybody's oldest, where there are too many."""
         self._items[item.id] = item
+        self._count(item)
         mine = self._of.setdefault(item.visitor, OrderedDict())
         mine[item.id] = None
         if len(mine) > self._per_visitor:
@@ -122,11 +125,13 @@ class Shelf(Generic[Item]):
 
     def settle(self) -> None:
         """Lets the oldest go where all have grown too large together; the latest stays."""
-        size = sum(item.size for item in self._items.values())
-        while size > self._most and len(self._items) > 1:
-            oldest = next(iter(self._items.values()))
-            size -= oldest.size
-            self.drop(oldest.id)
+        while self._size > self._most and len(self._items) > 1:
+            self.drop(next(iter(self._items)))
+
+    def _count(self, item: Item) -> None:
+        """Takes notice of a size that is new or has changed."""
+        self._size += item.size - self._sizes.get(item.id, 0)
+        self._sizes[item.id] = item.size
 
     def get(self, id_: str) -> Item:
         """The thing of that id, which counts as new again; Problem 404."""
@@ -145,6 +150,7 @@ class Shelf(Generic[Item]):
         """Forgets it; what it was."""
         item = self._items.pop(id_, None)
         if item is not None:
+            self._size -= self._sizes.pop(id_)
             mine = self._of[item.visitor]
             del mine[id_]
             if not mine:
@@ -161,13 +167,19 @@ class Takes(Shelf[Take]):
         self._most_bytes = limits.seed_bytes
         self._of_seed: Counter[Seed] = Counter()
         self._bytes = 0  # of all their seeds
+        self._growing: dict[str, Take] = {}  # few: only so many are under way at once
 
     def add(self, item: Take) -> Take:
+        self._growing[item.id] = item
         self._bytes += 0 if item.seed in self._of_seed else item.seed.size
         self._of_seed[item.seed] += 1
         return super().add(item)
 
     def settle(self) -> None:
+        for take in list(self._growing.values()):
+            self._count(take)
+            if take.state == "done":
+                del self._growing[take.id]
         super().settle()
         while self._bytes > self._most_bytes and len(self) > 1:
             self.drop(next(iter(self._items)))
@@ -175,6 +187,7 @@ class Takes(Shelf[Take]):
     def drop(self, id_: str) -> Take | None:
         take = super().drop(id_)
         if take is not None:
+            self._growing.pop(id_, None)
             self._of_seed[take.seed] -= 1
             if not self._of_seed[take.seed]:
                 del self._of_seed[take.seed]
@@ -193,6 +206,7 @@ class Snapshots:
         self._per_visitor, self._most, self._metrics = limits.snapshots_per_visitor, limits.snapshot_bytes, metrics
         self._data: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
         self._of: dict[str, OrderedDict[tuple[str, int], None]] = {}
+        self._events: dict[str, set[int]] = {}  # of each owner: a visitor's few at most
         self._needed: OrderedDict[str, int] = OrderedDict()  # owners under way, and which of theirs is the latest
         self.size = 0  # bytes
 
@@ -204,6 +218,7 @@ class Snapshots:
             self._needed[owner] = events
             self._needed.move_to_end(owner)
         self._data[key] = (visitor, data)
+        self._events.setdefault(owner, set()).add(events)
         mine = self._of.setdefault(visitor, OrderedDict())
         mine[key] = None
         self.size += len(data)
@@ -215,14 +230,14 @@ class Snapshots:
 
     def nearest(self, owner: str, events: int) -> tuple[int, bytes] | None:
         """The latest snapshot of an owner with at most so many new notes."""
-        found = [key for key in self._data if key[0] == owner and key[1] <= events]
-        if not found:
+        found = max((at for at in self._events.get(owner, ()) if at <= events), default=None)
+        if found is None:
             return None
-        key = max(found, key=lambda key: key[1])
+        key = (owner, found)
         visitor, data = self._data[key]
         self._data.move_to_end(key)
         self._of[visitor].move_to_end(key)
-        return key[1], data
+        return found, data
 
     def finish(self, owner: str) -> None:
         """The owner is under way no more."""
@@ -240,8 +255,8 @@ class Snapshots:
 
     def forget(self, owner: str) -> None:
         """Drops all of an owner."""
-        for key in [key for key in self._data if key[0] == owner]:
-            self._drop(key)
+        for events in list(self._events.get(owner, ())):
+            self._drop((owner, events))
 
     def _drop(self, key: tuple[str, int]) -> None:
         if key in self._data:
@@ -251,6 +266,10 @@ class Snapshots:
             del mine[key]
             if not mine:
                 del self._of[visitor]
+            owner, events = key
+            self._events[owner].remove(events)
+            if not self._events[owner]:
+                del self._events[owner]
 
 
 class Memory:
