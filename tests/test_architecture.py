@@ -27,7 +27,7 @@ HOUSE = (
     Room(1, "model", "engine.library engine.plan engine.native_state engine.native"),
     Room(2, "music", "archives labels rules duplicates corpus journal selection"),
     Room(2, "ids", "crew published_form shards augmentation batches sitting"),
-    Room(2, "model", "objective optimizer checkpoint sampling generate steering snapshot"),
+    Room(2, "model", "objective optimizer average checkpoint sampling generate steering snapshot"),
     Room(3, "rooms", "prepare data_statistics evaluate training_log train samples provenance playing continuation"),
     Room(1, "figures", "intervals"),
     Room(1, "music", "distributions"),
@@ -49,7 +49,7 @@ HOUSE = (
 )
 PLACE = {module: room for room in HOUSE for module in room.modules.split()}
 APART = {"music", "model"}
-TORCH = {"delta_rule", "kernel_fla", "kernel_heads", "model", "objective", "optimizer", "checkpoint"}
+TORCH = {"delta_rule", "kernel_fla", "kernel_heads", "model", "objective", "optimizer", "average", "checkpoint"}
 TORCH |= {"ablate", "evaluate", "training_log", "train", "cli_evaluate", "low_rank", "initial_state", "finetune"}
 TORCH_PACKAGES = {"torch", "fla", "triton", "tensorboard"}
 DISTRIBUTED = {"train"}
