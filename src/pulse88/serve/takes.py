@@ -46,7 +46,7 @@ class Takes:
             self._by_visitor[visitor] += 1
             task = asyncio.create_task(self._run(take, sink))
             self._under_way[take.id] = task
-            task.add_done_callback(partial(self._over, take))
+            task.add_done_callback(partial(self._over, take, sink))
 
     def stop(self, take: Take) -> None:
         """Stops it, if it is under way; what is made stays."""
@@ -60,26 +60,27 @@ class Takes:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _over(self, take: Take, task: asyncio.Task[None]) -> None:
+    def _over(self, take: Take, sink: Sink, task: asyncio.Task[None]) -> None:
         del self._under_way[take.id]
         self._by_visitor[take.visitor] -= 1
         if not self._by_visitor[take.visitor]:
             del self._by_visitor[take.visitor]
+        if task.cancelled():  # Told here: a task that is cancelled before its first step runs none of its lines.
+            self._end(take, sink, "stopped")
         if not take.notes and take.reason == "stopped":
             self._memory.takes.drop(take.id)  # Nobody has anything of it; takes with notes keep their places.
         self._memory.takes.settle()
 
     async def _run(self, take: Take, sink: Sink) -> None:
-        """Plays a take to its end and tells so."""
+        """Plays a take to its end and tells so, unless it is cancelled."""
         try:
             best_of = take.settings["best_of"]
             if best_of == 1:
                 reason = await _Playing(self, take, sink, 0).play()
             else:
                 reason = await self._best(take, sink, best_of)
-        except asyncio.CancelledError:
-            self._end(take, sink, "stopped")
-            raise
+            await self._inspect(take)
+            self._end(take, sink, reason)
         except Problem as problem:
             take.state, take.reason = "done", "error"
             sink({"type": "error", "take": take.id, "problem": problem.to_json()})
@@ -88,9 +89,6 @@ class Takes:
             take.state, take.reason = "done", "error"
             fault = Problem(500, "this went wrong here, not with you: try again")
             sink({"type": "error", "take": take.id, "problem": fault.to_json()})
-        else:
-            await self._inspect(take)
-            self._end(take, sink, reason)
 
     def _end(self, take: Take, sink: Sink, reason: str) -> None:
         take.state, take.reason = "done", reason
