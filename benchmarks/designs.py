@@ -2,6 +2,7 @@
 
     python benchmarks/designs.py design --compile                     # on a GPU, a minute a row
     python benchmarks/designs.py design --compile --only published transformer --micro 64
+    python benchmarks/designs.py design --decode                      # a token of eager torch on one CPU thread instead
 
 Steps of one micro-batch on made-up tokens, optimizer included; the median of --steps after --warm. Figures of `pulse88
 ablate` are of runs that may have shared a GPU; these are not: with --lock FILE several of these processes can start and
@@ -24,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pulse88 import suites
+from pulse88 import ablate, suites
 from pulse88.batches import TokenCorpus
+from pulse88.model import Pulse88
 from pulse88.suites import Row
 from pulse88.train import Ranks, Trainer
 from pulse88.vocabulary import BLOCKS, BOS, EOS
@@ -84,6 +86,18 @@ def timed(row: Row, micro: int, compiled: bool, warm: int, steps: int, lock: Pat
     }
 
 
+def decoding(rows: list[Row], rounds: int) -> None:
+    """Prints the milliseconds of a token of each row: medians of rounds in which all rows take their turn."""
+    models = {row.name: Pulse88(row.config.model_config, "chunked") for row in rows}
+    taken = [{name: ablate.decode_milliseconds(model) for name, model in models.items()} for _ in range(rounds)]
+    first = rows[0].name
+    print("| row | ms a token | ratio, within a round |\n|---|---:|---:|")
+    for name in models:
+        ratio = median(of_round[name] / of_round[first] for of_round in taken)
+        print(f"| {name} | {median(of_round[name] for of_round in taken):.2f} | {ratio:.2f} |")
+    print(f"\nEager torch, one CPU thread, {ablate.STEPS} tokens after {ablate.PREFILL}; medians of {rounds} rounds.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", help="a suite's name, or a JSON file with one")
@@ -92,15 +106,19 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3, help="steps that don't count, 3")
     parser.add_argument("--steps", type=int, default=10, help="steps that count, 10")
     parser.add_argument("--compile", action="store_true", help="compile the layers")
+    parser.add_argument("--decode", action="store_true", help="time a token on one CPU thread, in place of training")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds with --decode, 5")
     parser.add_argument("--lock", type=Path, help="step only while this file's lock is held")
     parser.add_argument("--json", type=Path, help="write the figures as well")
     asked = parser.parse_args()
     suite = suites.load(asked.suite)
+    rows = [row for row in suite.rows if not asked.only or row.name in asked.only]
+    if asked.decode:
+        decoding(rows, asked.rounds)
+        return
     figures = []
     print("| row | thousand tokens/s | ratio | GB | first step, s |\n|---|---:|---:|---:|---:|", flush=True)
-    for row in suite.rows:
-        if asked.only and row.name not in asked.only:
-            continue
+    for row in rows:
         torch._dynamo.reset()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
